@@ -1,0 +1,1 @@
+"""Where packs run: any callable over any items, in this process or on Ray."""

@@ -1,0 +1,1 @@
+"""From the sweep file to the plan, the launch and the status; the command line."""

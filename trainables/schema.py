@@ -1,0 +1,163 @@
+"""Columns of every stored table, in the order in which users see them. Imports neither torch, ray nor duckdb."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import get_args
+
+import pyarrow as pa
+
+from trainables.trial import FIELDS, Trial
+
+FORMAT = 1
+"""Version of the stored layout, written into every Parquet file."""
+
+
+class Status(StrEnum):
+    """How a trial ended, or where it stands in the plan."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+
+
+STATISTICS: dict[str, str | None] = {
+    "train_loss": None,
+    "train_accuracy": None,
+    "test_loss": None,
+    "test_accuracy": None,
+    "memorized": None,
+    "lambda_max": "lambda_max_residual",
+    "lambda_min": None,
+    "hessian_trace": "hessian_trace_se",
+    "hessian_frobenius": "hessian_frobenius_se",
+    "gradient_norm": None,
+    "gradient_covariance_trace": None,
+    "noise_scale": None,
+}
+"""Built-in statistics that are columns of `trials`, each with the column that holds its error, where there is one."""
+
+
+def _arrow_type(field: str) -> pa.DataType:
+    annotation = Trial.model_fields[field].annotation
+    kinds = {annotation, *get_args(annotation)}
+    if float in kinds:
+        return pa.float64()
+    return pa.int64() if int in kinds else pa.string()
+
+
+CONFIGURATION: list[pa.Field] = [pa.field(name, _arrow_type(name)) for name in FIELDS]
+
+_MEASURED = [
+    pa.field(column, pa.float64())
+    for statistic, error in STATISTICS.items()
+    for column in (statistic, error)
+    if column is not None
+]
+
+TRIALS = pa.schema(
+    [
+        pa.field("sweep", pa.string()),
+        pa.field("trial_id", pa.string()),
+        pa.field("measure_id", pa.string()),
+        *CONFIGURATION,
+        pa.field("status", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("steps", pa.int64()),  # optimizer steps taken
+        pa.field("epochs_done", pa.float64()),
+        *_MEASURED,
+        pa.field("pack_id", pa.string()),
+        pa.field("slot", pa.int64()),
+        pa.field("attempt", pa.string()),
+        pa.field("engine", pa.string()),
+        pa.field("seconds", pa.float64()),  # wall time of the pack, divided by its trials
+        pa.field("device", pa.string()),
+        pa.field("provenance_id", pa.string()),
+    ]
+)
+
+_POINT = [
+    pa.field("sweep", pa.string()),
+    pa.field("trial_id", pa.string()),
+    pa.field("step", pa.int64()),
+    pa.field("epoch", pa.float64()),
+]
+_ATTEMPT = [pa.field("pack_id", pa.string()), pa.field("attempt", pa.string())]
+
+CURVES = pa.schema(
+    [
+        *_POINT,
+        pa.field("statistic", pa.string()),
+        pa.field("value", pa.float64()),
+        pa.field("error", pa.float64()),
+        *_ATTEMPT,
+    ]
+)
+
+EIGENVALUES = pa.schema(
+    [
+        *_POINT,
+        pa.field("index", pa.int64()),  # 0 = largest
+        pa.field("eigenvalue", pa.float64()),
+        pa.field("residual", pa.float64()),
+        *_ATTEMPT,
+    ]
+)
+
+PLAN = pa.schema(
+    [
+        pa.field("sweep", pa.string()),
+        pa.field("trial_id", pa.string()),
+        pa.field("measure_id", pa.string()),
+        pa.field("pack_id", pa.string()),
+        pa.field("slot", pa.int64()),
+        pa.field("round", pa.int64()),  # how often this trial was tried before
+        pa.field("engine", pa.string()),
+        pa.field("cost", pa.float64()),  # relative; packs run longest first
+        *CONFIGURATION,
+    ]
+)
+
+FAILURES = pa.schema(
+    [
+        pa.field("sweep", pa.string()),
+        pa.field("trial_id", pa.string()),
+        pa.field("measure_id", pa.string()),
+        *CONFIGURATION,
+        pa.field("round", pa.int64()),
+        pa.field("cause", pa.string()),  # exception: raised by the trial; crash: its worker ended
+        pa.field("error", pa.string()),
+        *_ATTEMPT,
+        pa.field("seconds", pa.float64()),
+        pa.field("device", pa.string()),
+    ]
+)
+
+PROVENANCE = pa.schema(
+    [
+        pa.field("provenance_id", pa.string()),
+        pa.field("revision", pa.string()),  # of the code; "+dirty" when it had changes
+        pa.field("source_sha256", pa.string()),
+        pa.field("python", pa.string()),
+        pa.field("torch", pa.string()),
+        pa.field("ray", pa.string()),
+        pa.field("pyarrow", pa.string()),
+        pa.field("numpy", pa.string()),
+        pa.field("device", pa.string()),
+        pa.field("threads", pa.int64()),
+        pa.field("deterministic", pa.bool_()),
+        pa.field("dataset_sha256", pa.string()),
+        pa.field("plugins", pa.string()),  # JSON: target -> SHA-256 of its file
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "trials": TRIALS,
+    "curves": CURVES,
+    "eigenvalues": EIGENVALUES,
+    "plan": PLAN,
+    "failures": FAILURES,
+    "provenance": PROVENANCE,
+}
