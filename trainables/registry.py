@@ -127,15 +127,14 @@ def load(target: str) -> Callable[..., Any]:
     make_working_directory_importable()
     try:
         value: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise PluginError(f"cannot import {module_name!r} for {target!r}: {error}") from error
+    except Exception as error:  # a module of the user's own may raise anything
+        what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise PluginError(f"cannot import {module_name!r} for {target!r}: {what}") from error
     for part in attribute.split("."):
         if not hasattr(value, part):
             public = [n for n in dir(value) if not n.startswith("_")]
             hint = get_close_matches(part, public, 1)
-            found = (
-                f"; did you mean {hint[0]!r}?" if hint else f"; it has {', '.join(public[:8]) or 'nothing'}"
-            )
+            found = f"; did you mean {hint[0]!r}?" if hint else f"; it has {', '.join(public[:8]) or 'nothing'}"
             raise PluginError(f"module {module_name!r} has no {part!r}{found}")
         value = getattr(value, part)
     if not callable(value):
@@ -183,9 +182,7 @@ def _unknown(kind: Kind, name: str) -> str:
     known = sorted(BUILT_IN[kind])
     allowed = f"{', '.join(known)}, or package.module:callable" if known else "package.module:callable"
     hint = get_close_matches(name, known, 1)
-    return f"unknown {kind} {name!r}: allowed are {allowed}" + (
-        f"; did you mean {hint[0]!r}?" if hint else ""
-    )
+    return f"unknown {kind} {name!r}: allowed are {allowed}" + (f"; did you mean {hint[0]!r}?" if hint else "")
 
 
 def _built_in_parameters(
@@ -207,16 +204,19 @@ def _built_in_parameters(
 
 @lru_cache(maxsize=256)
 def _signature(kind: Kind, target: str) -> inspect.Signature:
+    function = load(target)
     try:
-        return inspect.signature(load(target))
+        return inspect.signature(function)
     except (TypeError, ValueError) as error:
         raise PluginError(f"{kind} {target!r}: its signature cannot be read: {error}") from error
 
 
-def _plugin_parameters(
-    kind: Kind, target: str, given: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _plugin_parameters(kind: Kind, target: str, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     signature = _signature(kind, target)
+    try:
+        canonical_json(given)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{kind} {target!r}: parameters must be plain JSON values: {error}") from error
     if kind == "call":  # gets the whole configuration, its parameters within
         return {}, given
     try:
@@ -224,12 +224,7 @@ def _plugin_parameters(
     except TypeError as error:
         raise PluginError(f"{kind} {target!r}: {error}; its signature is {signature}") from error
     parameters = list(signature.parameters.values())[_POSITIONAL[kind] :]
-    defaults = {p.name: p.default for p in parameters if _is_json(p.default)}
-    try:
-        canonical_json(given)
-    except (TypeError, ValueError) as error:
-        raise PluginError(f"{kind} {target!r}: parameters must be plain JSON values: {error}") from error
-    return defaults, given
+    return {p.name: p.default for p in parameters if _is_json(p.default)}, given
 
 
 def _is_json(value: object) -> bool:

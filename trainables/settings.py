@@ -40,9 +40,7 @@ class Hessian(BaseModel):
     top: Annotated[int, Field(ge=1, le=100)] = 5  # eigenvalues at the upper end
     trace_probes: Annotated[int, Field(ge=1, le=100_000)] = 32  # Rademacher vectors
     examples: Annotated[int, Field(ge=1)] = 1024  # of the trial's own training set, the same for every trial
-    tolerance: Annotated[float, Field(gt=0, lt=1)] = (
-        1e-3  # residual of each eigenvalue, relative to |lambda|_max
-    )
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3  # residual of each eigenvalue, relative to |lambda|_max
     max_iterations: Annotated[int, Field(ge=2, le=2000)] = 100  # Lanczos steps
 
 

@@ -99,9 +99,7 @@ class SweepStore:
 
     def write_plan(self, plan: pa.Table) -> None:
         """Replaces the plan, sorted by pack so that one pack can be read alone."""
-        replace(
-            self.plan_path, parquet_bytes(plan.sort_by([("pack_id", "ascending"), ("slot", "ascending")]))
-        )
+        replace(self.plan_path, parquet_bytes(plan.sort_by([("pack_id", "ascending"), ("slot", "ascending")])))
 
     def read_pack(self, pack_id: str) -> pa.Table:
         """The plan's rows of one pack, in the order of their slots."""
@@ -122,9 +120,7 @@ class SweepStore:
             relative = f"{table}/{pack_id}.{attempt}.parquet"
             written[relative] = parquet_bytes(rows)
             create(self.path / relative, written[relative])
-        sums = {
-            name: {"size": len(b), "sha256": hashlib.sha256(b).hexdigest()} for name, b in written.items()
-        }
+        sums = {name: {"size": len(b), "sha256": hashlib.sha256(b).hexdigest()} for name, b in written.items()}
         sums_path = self.path / "sums" / f"{pack_id}.{attempt}.json"
         create(sums_path, json.dumps(sums, indent=1, sort_keys=True).encode())
         try:
@@ -155,16 +151,12 @@ def new_attempt() -> str:
 def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Rows as a table of ``schema``, plus one DOUBLE column for each key that the schema lacks (plug-in metrics)."""
     extra = sorted({k for row in rows for k in row} - set(schema.names))
-    return pa.Table.from_pylist(
-        rows, schema=pa.schema([*schema, *(pa.field(k, pa.float64()) for k in extra)])
-    )
+    return pa.Table.from_pylist(rows, schema=pa.schema([*schema, *(pa.field(k, pa.float64()) for k in extra)]))
 
 
 def parquet_bytes(rows: pa.Table) -> bytes:
     """A whole Parquet file in memory, zstd-compressed, marked with the store's format."""
-    marked = rows.replace_schema_metadata(
-        {**(rows.schema.metadata or {}), b"isoratio_format": str(FORMAT).encode()}
-    )
+    marked = rows.replace_schema_metadata({**(rows.schema.metadata or {}), b"isoratio_format": str(FORMAT).encode()})
     sink = io.BytesIO()
     pq.write_table(
         marked,
@@ -187,9 +179,7 @@ def create(path: Path, data: bytes) -> None:
         os.link(partial, path)
     except OSError as error:
         if error.errno in {errno.EPERM, errno.ENOTSUP, errno.EMLINK}:
-            raise StoreError(
-                f"{path.parent}: the file system has no hard links, which commits rest on"
-            ) from error
+            raise StoreError(f"{path.parent}: the file system has no hard links, which commits rest on") from error
         raise
     finally:
         partial.unlink(missing_ok=True)

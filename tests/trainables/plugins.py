@@ -1,0 +1,67 @@
+"""Plug-ins as a user would write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trainables import Dataset, Probe
+
+
+def convnet(input_shape: tuple[int, ...], num_classes: int, channels: int = 2) -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, -1)),
+        nn.Conv2d(1, channels, 2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(channels * (input_shape[0] // 2 - 1), num_classes),
+    )
+
+
+def with_dropout(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(input_shape[0], 8), nn.Dropout(0.5), nn.Linear(8, num_classes))
+
+
+def with_batchnorm(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(input_shape[0], 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, num_classes))
+
+
+def regression(root: Path, noise: float = 0.1) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 4, generator=generator, dtype=torch.float64)
+    y = x @ torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 0]], dtype=torch.float64)
+    y = y + noise * torch.randn(60, 2, generator=generator, dtype=torch.float64)
+    return Dataset(x[:40], y[:40], x[40:], y[40:], num_classes=2)
+
+
+def quartic(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - nn.functional.one_hot(targets, outputs.shape[-1])).pow(4).mean(-1)
+
+
+def weight_norm(probe: Probe) -> dict[str, float]:
+    return {"weight_norm": float(probe.vector.norm())}
+
+
+def fails_for_seed_one(probe: Probe) -> dict[str, float]:
+    if probe.trial.seed == 1:
+        raise RuntimeError("seed one is not to my liking")
+    return {"fine": 1.0}
+
+
+def whole_trial(config: dict[str, float]) -> dict[str, float]:
+    if config["seed"] == 3:
+        raise RuntimeError("no third seed")
+    return {"test_accuracy": 1 - config["lr"], "my_metric": config.get("scale", 1.0) * config["batch_size"]}
+
+
+def rayleigh_quotient(probe: Probe) -> dict[str, float]:
+    """Everything a probe offers."""
+    gradient = probe.gradient()
+    losses = probe.loss(probe.model(probe.dataset.train_inputs), probe.train_targets)
+    return {
+        "rayleigh": float(gradient @ probe.hvp(gradient) / (gradient @ gradient)),
+        "probe_loss": float(losses.mean()),
+        "probe_gradient": float(gradient.norm()),
+    }

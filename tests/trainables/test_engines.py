@@ -1,0 +1,155 @@
+"""Packed equals alone, and every engine equals the plain loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from packs import SMALL_TEACHER, endpoint, engine_for, run, trial
+
+from trainables.datasets import load_dataset
+from trainables.engines import choose_engine
+from trainables.settings import Measure
+from trainables.trial import Trial
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-12}
+
+
+def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], i: int) -> None:
+    for name, value in a.items():
+        np.testing.assert_allclose(b[name][0].numpy(), value[i].numpy(), err_msg=name, **TIGHT)
+
+
+@st.composite
+def random_packs(draw: st.DrawFn) -> list[Trial]:
+    shared = {
+        "arch": draw(
+            st.sampled_from(
+                [
+                    "linear",
+                    '{"depth":1,"name":"mlp","width":5}',
+                    '{"activation":"tanh","depth":3,"name":"mlp","width":6}',
+                    '{"activation":"gelu","depth":2,"name":"mlp","width":7}',
+                ]
+            )
+        ),
+        "batch_size": draw(st.sampled_from([1, 7, 50])),
+        "loss": draw(st.sampled_from(["cross_entropy", "mse"])),
+        "sampler": draw(st.sampled_from(["stream", "replacement"])),
+    }
+    has_momentum, has_decay = draw(st.booleans()), draw(st.booleans())
+    one = st.fixed_dictionaries(
+        {
+            "lr": st.sampled_from([0.001, 0.01, 0.03]),
+            "seed": st.integers(0, 3),
+            "order_seed": st.sampled_from([None, 5]),
+            "label_noise": st.sampled_from([0.0, 0.5]),
+            "momentum": st.sampled_from([0.5, 0.9]) if has_momentum else st.just(0.0),
+            "weight_decay": st.sampled_from([1e-3, 0.1]) if has_decay else st.just(0.0),
+        }
+    )
+    return [trial(**shared, **differing) for differing in draw(st.lists(one, min_size=2, max_size=6))]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(random_packs(), st.sampled_from(["fused", "vmap"]))
+def test_a_trial_is_the_same_alone_in_any_pack_and_in_the_plain_loop(pack: list[Trial], engine: str) -> None:
+    packed = endpoint(pack, engine)
+    for i, member in enumerate(pack):
+        close(packed, endpoint([member], engine), i)
+        close(packed, endpoint([member], "loop"), i)
+
+
+@pytest.mark.parametrize("engine", ["fused", "vmap"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_neighbours_do_not_change_a_single_bit(engine: str, precision: str) -> None:
+    """Measured, curvature included: what lets a failed trial be run again alone."""
+    measure = Measure(at=[1], hessian={"top": 2, "trace_probes": 3, "examples": 20})
+    pack = [trial(precision=precision, seed=s, lr=lr) for s in range(7) for lr in (0.01, 0.1, 0.2)]
+    packed = endpoint(pack, engine, measure)
+    for i in (0, 8, 20):
+        alone = endpoint([pack[i]], engine, measure)
+        assert {k: v[i].item() for k, v in packed.items() if k != "memorized"} == {
+            k: v[0].item() for k, v in alone.items() if k != "memorized"
+        }
+
+
+def test_the_fused_step_is_the_gradient_step() -> None:
+    """One step by hand, from autograd on the plain module."""
+    dataset = load_dataset(SMALL_TEACHER)
+    member = trial(lr=0.3)
+    fused, plain = engine_for([member], dataset, "fused"), engine_for([member], dataset, "loop")
+    x, y = dataset.train_inputs[:8], dataset.train_targets[:8]
+    loss = plain.losses(plain.module(x)[None], y[None]).mean()
+    gradients = torch.autograd.grad(loss, list(plain.module.parameters()))
+    fused.step(x[None], y[None], 0)
+    for (name, before), gradient in zip(plain.module.named_parameters(), gradients, strict=True):
+        torch.testing.assert_close(fused.state()[0][name][0], before - 0.3 * gradient, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("engine", ["fused", "vmap", "loop"])
+def test_a_diverged_trial_is_recorded_and_disturbs_nobody(engine: str) -> None:
+    wild = trial(lr=1e60, loss="mse", arch="linear")
+    calm = [trial(lr=0.01, loss="mse", arch="linear", seed=s) for s in (1, 2)]
+    together = run([calm[0], wild, calm[1]], engine, Measure(at=[1], hessian={"examples": 10, "trace_probes": 2}))
+    apart = run(calm, engine, Measure(at=[1], hessian={"examples": 10, "trace_probes": 2}))
+    assert together.diverged_at[0] == together.diverged_at[2] == -1
+    assert 0 < together.diverged_at[1] < together.steps
+    for name, values in apart.moments[-1][2].values.items():
+        np.testing.assert_array_equal(together.moments[-1][2].values[name][[0, 2]], values, err_msg=name)
+
+
+def test_iso_ratio_trials_of_a_seed_start_alike_and_see_the_same_examples() -> None:
+    measure = Measure(at=[], hessian=False)
+    small, large = (run([trial(batch_size=b, lr=0.01 * b)], "fused", measure) for b in (5, 25))
+    assert small.moments[0][2].values["train_loss"] == large.moments[0][2].values["train_loss"]
+    assert small.steps * 5 == large.steps * 25
+
+
+def test_every_seed_order_and_noise_matters() -> None:
+    losses = endpoint([trial(), trial(seed=1), trial(order_seed=1), trial(label_noise=0.5)])["train_loss"]
+    assert len(set(losses.tolist())) == 4
+
+
+def test_measuring_does_not_change_training() -> None:
+    often = Measure(at={"every": 0.25}, hessian={"examples": 10, "trace_probes": 2})
+    for engine in ("fused", "vmap", "loop"):
+        assert torch.equal(endpoint([trial()], engine, often)["train_loss"], endpoint([trial()], engine)["train_loss"])
+
+
+def test_a_batch_beyond_the_training_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size 51: the training set has 50 examples"):
+        run([trial(batch_size=51)])
+
+
+def test_label_noise_needs_labels() -> None:
+    with pytest.raises(ValueError, match="real-valued targets"):
+        run([trial(dataset="plugins:regression", label_noise=0.1, loss="mse", arch="linear")])
+
+
+@pytest.mark.parametrize(
+    ("arch", "engine"),
+    [
+        ("mlp", "fused"),
+        ("plugins:convnet", "vmap"),
+        ("plugins:with_dropout", "loop"),
+        ("plugins:with_batchnorm", "vmap"),
+    ],
+)
+def test_the_engine_is_chosen_by_what_the_module_allows(arch: str, engine: str) -> None:
+    assert choose_engine(trial(arch=arch)) == engine
+
+
+def test_batchnorm_statistics_belong_to_each_trial() -> None:
+    pack = [trial(arch="plugins:with_batchnorm", seed=s, lr=0.01) for s in range(3)]
+    packed = endpoint(pack, "vmap")
+    for i, member in enumerate(pack):
+        close(packed, endpoint([member], "loop"), i)
+
+
+def test_mse_on_real_valued_targets_has_no_accuracy() -> None:
+    values = endpoint([trial(dataset="plugins:regression", loss="mse", arch="linear")])
+    assert "train_accuracy" not in values
+    assert values["train_loss"][0] > 0

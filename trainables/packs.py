@@ -1,0 +1,225 @@
+"""One pack on a worker: read its plan, run it, commit its rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import traceback
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from trainables.registry import load, resolve
+from trainables.schema import CURVES, EIGENVALUES, FAILURES, PROVENANCE, STATISTICS, TRIALS, Status
+from trainables.settings import Measure
+from trainables.store import Store, SweepStore, new_attempt, table
+from trainables.trial import FIELDS, REFERENCES, Trial
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PackItem:
+    """What a worker is told: where the pack's plan is, and what it may use."""
+
+    store: str
+    sweep: str
+    pack_id: str
+    threads: int = 1
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A pack as planned: trials that train together, in the order of their slots."""
+
+    pack_id: str
+    engine: str
+    measure: Measure
+    rounds: tuple[int, ...]
+    keys: tuple[Row, ...]  # sweep, trial_id, measure_id
+    trials: tuple[Trial, ...]
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> Pack:
+        """From rows of the plan; the settings of measurement are in its metadata."""
+        plan = rows.to_pylist()
+        metadata: Mapping[bytes, bytes] = rows.schema.metadata or {}
+        return cls(
+            plan[0]["pack_id"],
+            plan[0]["engine"],
+            Measure.model_validate_json(metadata[b"measure"]),
+            tuple(r["round"] for r in plan),
+            tuple({k: r[k] for k in ("sweep", "trial_id", "measure_id")} for r in plan),
+            tuple(Trial(**{k: r[k] for k in FIELDS}) for r in plan),
+        )
+
+
+@dataclass
+class Outcome:
+    """Rows that a pack gave.
+
+    Attributes:
+        trials: slot -> columns of the trial's row beside its configuration.
+        curves: rows, each with its ``slot``.
+        eigenvalues: likewise.
+        failures: slot -> traceback.
+        device: where it ran.
+        dataset_sha256: None for trials of the user's own.
+    """
+
+    trials: dict[int, Row] = field(default_factory=dict)
+    curves: list[Row] = field(default_factory=list)
+    eigenvalues: list[Row] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    device: str = "cpu"
+    dataset_sha256: str | None = None
+
+
+def run_pack(item: PackItem) -> Iterator[float]:
+    """Runs and commits one pack; yields the fraction done.
+
+    An exception of the user's code is recorded in ``failures`` rather than raised: other packs go on.
+    """
+    store = Store(item.store).sweep(item.sweep)
+    if item.pack_id in store.committed_packs() or store.stop_path.exists():
+        return
+    pack = Pack.of(store.read_pack(item.pack_id))
+    began = time.perf_counter()
+    attempt = new_attempt()
+    try:
+        outcome = yield from run(pack, item.threads, gpu=item.gpu)
+    except Exception:  # whatever it is, it must not take the worker with it
+        outcome = Outcome(failures=dict.fromkeys(range(len(pack.trials)), traceback.format_exc()))
+    seconds = (time.perf_counter() - began) / len(pack.trials)
+    write(store, pack, attempt, outcome, seconds, item.threads)
+
+
+def run(pack: Pack, threads: int, *, gpu: bool = False) -> Generator[float, None, Outcome]:
+    """Runs a pack without storing anything; yields the fraction done, returns the rows."""
+    if pack.engine == "call":
+        return (yield from _call_each(pack))
+    from trainables.results import train_pack  # torch is first needed here
+
+    return (yield from train_pack(pack, threads, gpu=gpu))
+
+
+def write(store: SweepStore, pack: Pack, attempt: str, outcome: Outcome, seconds: float, threads: int) -> None:
+    """Commits finished and diverged trials, and records failed ones."""
+    common = {"pack_id": pack.pack_id, "attempt": attempt, "seconds": seconds, "device": outcome.device}
+    base = [key | trial.model_dump() for key, trial in zip(pack.keys, pack.trials, strict=True)]
+    if outcome.trials:
+        provenance = _provenance(store, pack, outcome, threads)
+        rows = [
+            base[slot] | found | common | {"slot": slot, "engine": pack.engine, "provenance_id": provenance}
+            for slot, found in sorted(outcome.trials.items())
+        ]
+        joined = partial(_side_table, pack=pack, attempt=attempt, kept=outcome.trials)
+        side = {"curves": joined(outcome.curves, CURVES), "eigenvalues": joined(outcome.eigenvalues, EIGENVALUES)}
+        store.commit(pack.pack_id, attempt, table(rows, TRIALS), {k: v for k, v in side.items() if v.num_rows})
+    if outcome.failures:
+        failed = [
+            base[slot] | common | {"round": pack.rounds[slot], "cause": "exception", "error": error}
+            for slot, error in sorted(outcome.failures.items())
+        ]
+        store.write_failures(pack.pack_id, attempt, table(failed, FAILURES))
+
+
+def record_crash(item: PackItem, reason: str) -> None:
+    """Records that a pack's worker ended without a word, unless the pack was committed all the same."""
+    store = Store(item.store).sweep(item.sweep)
+    if item.pack_id in store.committed_packs():
+        return
+    pack, attempt = Pack.of(store.read_pack(item.pack_id)), new_attempt()
+    rows = [
+        key
+        | trial.model_dump()
+        | {"round": round_, "cause": "crash", "error": reason, "pack_id": pack.pack_id, "attempt": attempt}
+        for key, trial, round_ in zip(pack.keys, pack.trials, pack.rounds, strict=True)
+    ]
+    store.write_failures(pack.pack_id, attempt, table(rows, FAILURES))
+
+
+def _side_table(rows: list[Row], schema: pa.Schema, *, pack: Pack, attempt: str, kept: Mapping[int, Row]) -> pa.Table:
+    """Side rows of the trials that are committed, with their keys."""
+    names = [n for n in schema.names if n not in {"sweep", "trial_id", "pack_id", "attempt"}]
+    chosen = [r for r in rows if r["slot"] in kept]
+    columns: dict[str, list[Any]] = {n: [r[n] for r in chosen] for n in names}
+    for key in ("sweep", "trial_id"):
+        columns[key] = [pack.keys[r["slot"]][key] for r in chosen]
+    columns["pack_id"], columns["attempt"] = [pack.pack_id] * len(chosen), [attempt] * len(chosen)
+    return pa.table({n: columns[n] for n in schema.names}, schema=schema)
+
+
+def _provenance(store: SweepStore, pack: Pack, outcome: Outcome, threads: int) -> str:
+    from trainables.provenance import collect
+
+    references = [(kind, getattr(pack.trials[0], kind)) for kind in REFERENCES]
+    named = [resolve(kind, value).target for kind, value in references if value is not None]  # type: ignore[arg-type]
+    plugins = [t for t in [*named, *pack.measure.metrics] if not t.startswith("trainables.")]
+    row = collect(outcome.device, threads, outcome.dataset_sha256, plugins)
+    store.write_provenance(row["provenance_id"], table([row], PROVENANCE))
+    return str(row["provenance_id"])
+
+
+def _call_each(pack: Pack) -> Generator[float, None, Outcome]:
+    """Trials of the user's own, one after the other; one that raises fails alone."""
+    outcome = Outcome()
+    for slot, trial in enumerate(pack.trials):
+        try:
+            values = _call(trial)
+        except Exception:
+            outcome.failures[slot] = traceback.format_exc()
+        else:
+            outcome.trials[slot] = _called_row(trial, values)
+            outcome.curves += [
+                {"slot": slot, "step": None, "epoch": trial.epochs, "statistic": n, "value": number(v), "error": None}
+                for n, v in values.items()
+            ]
+        yield (slot + 1) / len(pack.trials)
+    return outcome
+
+
+def _call(trial: Trial) -> dict[str, float]:
+    assert trial.call is not None
+    resolved = resolve("call", trial.call)
+    config = trial.model_dump() | {"call": resolved.target} | resolved.parameters
+    returned = load(resolved.target)(config)
+    if not isinstance(returned, dict):
+        raise TypeError(f"{resolved.target}: returned {type(returned).__name__}; dict[str, float] is needed")
+    if taken := sorted(set(returned) & (set(TRIALS.names) - set(_measured_columns()))):
+        raise ValueError(f"{resolved.target}: returned {', '.join(taken)}, which name other columns of `trials`")
+    return {str(k): float(v) for k, v in returned.items()}
+
+
+def _called_row(trial: Trial, values: dict[str, float]) -> Row:
+    """A trial that returns a number that is not finite counts as diverged."""
+    bad = [k for k, v in values.items() if not math.isfinite(v)]
+    status = Status.DIVERGED if bad else Status.FINISHED
+    error = f"not finite: {', '.join(bad)}" if bad else None
+    found = {k: number(v) for k, v in values.items()}
+    return {"status": status, "error": error, "epochs_done": trial.epochs} | found
+
+
+def _measured_columns() -> list[str]:
+    return [c for pair in STATISTICS.items() for c in pair if c is not None]
+
+
+def number(value: float) -> float | None:
+    """The value, or None (NULL) where it is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def thread_count(cpus: float) -> int:
+    """Threads of a worker that holds ``cpus`` CPUs; never more than the machine has."""
+    return max(1, min(int(cpus), os.cpu_count() or 1))
+
+
+def plan_metadata(measure: Measure) -> dict[bytes, bytes]:
+    """What a plan's schema carries beside its rows."""
+    return {b"measure": json.dumps(measure.model_dump(mode="json")).encode()}

@@ -1,0 +1,82 @@
+"""What a plug-in metric sees of one trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trainables.data import Dataset
+from trainables.engines import Tensors
+from trainables.hessian import Hessian, chunk_and_group
+from trainables.snapshot import Snapshot
+from trainables.trial import Trial
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One trial at one moment of training, in evaluation mode.
+
+    Attributes:
+        trial: its configuration.
+        step: optimizer steps taken.
+        epoch: examples seen, divided by the training-set size.
+        parameters: by name, detached.
+        dataset: with the clean training targets.
+        train_targets: as the trial sees them, label noise included; shape (N[, outputs]).
+        changed: training labels that noise has changed; shape (N,).
+
+    Example:
+        ``def weight_norm(probe): return {"weight_norm": float(probe.vector.norm())}``
+    """
+
+    trial: Trial
+    step: int
+    epoch: float
+    parameters: Tensors
+    dataset: Dataset
+    train_targets: Tensor
+    changed: Tensor
+    _snapshot: Snapshot
+    _hessians: list[Hessian] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Probe:
+        """The probe of a snapshot that holds one trial."""
+        (trial,) = snapshot.trials
+        parameters = {k: v[0] for k, v in snapshot.parameters.items()}
+        dataset, targets, changed = snapshot.data.dataset, snapshot.targets[0], snapshot.changed[0]
+        return cls(trial, snapshot.step, snapshot.epoch, parameters, dataset, targets, changed, snapshot)
+
+    @property
+    def vector(self) -> Tensor:
+        """All parameters as one vector, in the order of ``parameters``; shape (d,)."""
+        return torch.cat([v.reshape(-1) for v in self.parameters.values()])
+
+    def model(self, inputs: Tensor, parameters: Tensors | None = None) -> Tensor:
+        """Outputs, shape (batch, outputs), differentiable in ``parameters`` (default: the trial's own)."""
+        given = self.parameters if parameters is None else parameters
+        stacked = {k: v[None] for k, v in given.items()}
+        return self._snapshot.engine.outputs(stacked, self._snapshot.buffers, inputs)[0]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Per-example losses, shape (batch,)."""
+        return self._snapshot.engine.losses(outputs[None], targets[None])[0]
+
+    def gradient(self) -> Tensor:
+        """Gradient of the mean training loss over the examples of the curvature measurements; shape (d,)."""
+        return self._hessian().gradient()[0]
+
+    def hvp(self, vector: Tensor) -> Tensor:
+        """Hessian-vector product over the same examples; shapes (d,)."""
+        return (self._hessian() @ vector[None])[0]
+
+    def _hessian(self) -> Hessian:
+        if not self._hessians:  # built once, when a metric first asks
+            of = self._snapshot
+            inputs = self.dataset.train_inputs[of.data.curvature_examples]
+            targets = of.targets[:, of.data.curvature_examples]
+            chunk, _ = chunk_and_group(of.engine, inputs)
+            self._hessians.append(Hessian(of.engine, of.parameters, of.buffers, inputs, targets, chunk))
+        return self._hessians[0]
