@@ -29,7 +29,11 @@ PLAN_ROW_GROUP = 16_384  # rows; small enough that a worker reads its own pack w
 
 
 class StoreError(Exception):
-    """The store cannot do what is asked, or a file in it is damaged."""
+    """The store cannot do what is asked of it."""
+
+
+class DamagedStoreError(StoreError):
+    """A file of the store is damaged."""
 
 
 class Store:

@@ -1,0 +1,44 @@
+# Everything runs in .venv, which is rebuilt when the pinned versions or the package's own description change.
+PYTHON ?= python3
+BIN := .venv/bin
+STORE ?= results
+
+.PHONY: install demo test test-all lint bench constraints clean
+
+install: .venv/installed
+demo: install
+	$(BIN)/isoratio launch sweeps/digits.yaml --store $(STORE)
+	$(BIN)/isoratio invariance digits --store $(STORE)
+
+test: lint
+	$(BIN)/pytest
+
+test-all: lint
+	$(BIN)/pytest -m ""
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/installed-test
+	$(BIN)/python benchmarks/sweep.py
+
+constraints: .venv/installed-test  # pins the newest versions that fit pyproject.toml, for every platform
+	$(BIN)/pip install --quiet uv
+	echo "torch==2.13.0" | $(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+		--no-emit-index-url --no-header --upgrade --constraints - --output-file constraints.txt
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Isoratio needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv

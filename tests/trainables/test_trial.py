@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from trainables import trial as module
+from trainables.settings import Hessian, Measure, step_of
+from trainables.trial import FIELDS, WITHIN_PACK, Trial, canonical_json, field_adapter, round_lr, trial_id
+
+RESOLVED = {"arch": {"name": "linear"}, "dataset": {"name": "digits"}, "lr": 0.1, "batch_size": 8, "seed": 0}
+
+
+def test_identity_is_the_hash_of_canonical_json() -> None:
+    text = '{"arch":{"name":"linear"},"batch_size":8,"dataset":{"name":"digits"},"lr":0.1,"seed":0,"semantics":1}'
+    assert trial_id(RESOLVED) == hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def test_a_field_added_later_leaves_old_identities_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = trial_id(RESOLVED)
+    monkeypatch.setattr(module, "LATER_FIELDS", {"dropout": 0.0})
+    assert trial_id(RESOLVED | {"dropout": 0.0}) == before
+    assert trial_id(RESOLVED | {"dropout": 0.1}) != before
+
+
+@given(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text()))
+def test_canonical_json_does_not_depend_on_the_order_of_keys(value: dict[str, object]) -> None:
+    assert canonical_json(value) == canonical_json(dict(reversed(value.items())))
+
+
+@given(st.floats(1e-8, 10), st.integers(1, 4096))
+def test_lr_from_a_ratio_and_lr_typed_are_one(ratio: float, batch_size: int) -> None:
+    typed = float(f"{ratio * batch_size:.12g}")
+    assert round_lr(ratio * batch_size) == round_lr(typed) == typed
+
+
+def test_the_numbers_of_the_manual() -> None:
+    assert round_lr(32 * 5e-4) == 0.016
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("lr", 0.1, 0.0),
+        ("batch_size", 1, 0),
+        ("label_noise", 1.0, 1.1),
+        ("momentum", 0.9, 1.0),
+        ("seed", 2**63 - 1, 2**63),
+        ("order_seed", None, -1),
+        ("precision", "float64", "float16"),
+        ("epochs", 0.5, 0),
+        ("lr", 1, float("nan")),
+        ("weight_decay", 0.0, float("inf")),
+    ],
+)
+def test_every_field_checks_its_values(field: str, good: object, bad: object) -> None:
+    assert field_adapter(field).validate_python(good) == good
+    with pytest.raises(ValidationError):
+        field_adapter(field).validate_python(bad)
+
+
+def test_a_trial_refuses_unknown_fields_and_cannot_be_changed() -> None:
+    trial = Trial(dataset="digits", lr=1, batch_size=2, seed=4)
+    assert trial.lr == 1.0
+    assert trial.order == 4
+    assert Trial(dataset="digits", lr=1, batch_size=2, order_seed=7).order == 7
+    with pytest.raises(ValidationError):
+        Trial(dataset="digits", lr=1, batch_size=2, learning_rate=3)  # type: ignore[call-arg]
+    with pytest.raises(ValidationError):
+        trial.lr = 2.0  # type: ignore[misc]
+    assert set(WITHIN_PACK) < set(FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        ([1, 7.5, 30], [0, 1, 7.5, 20]),
+        ({"every": 5}, [0, 5, 10, 15, 20]),
+        ({"every": 8}, [0, 8, 16, 20]),
+        ({"every": 50}, [0, 20]),
+        ({"log": 3}, [0, 5, 10, 20]),
+        ({"log": 1}, [0, 20]),
+        ([], [0, 20]),
+    ],
+)
+def test_measurement_epochs_include_the_start_and_the_endpoint(at: object, expected: list[float]) -> None:
+    assert Measure(at=at).epochs(20) == expected
+
+
+@given(st.floats(0.01, 50), st.integers(1, 3000), st.integers(1, 3000))
+def test_time_is_examples_seen(epoch: float, examples: int, batch_size: int) -> None:
+    assert abs(step_of(epoch, examples, batch_size) - epoch * examples / batch_size) <= 0.5
+
+
+def test_measure_identity_depends_on_what_is_measured() -> None:
+    assert Measure().measure_id == Measure(hessian=Hessian(top=5)).measure_id
+    assert (
+        len({m.measure_id for m in (Measure(), Measure(hessian=False), Measure(at=[1]), Measure(metrics=["a:b"]))}) == 4
+    )
+    with pytest.raises(ValidationError, match=r"package\.module:callable, not 'weight_norm'"):
+        Measure(metrics="weight_norm")
+
+
+def test_domain_types_import_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, trainables, trainables.store, trainables.settings, trainables.registry, trainables.schema\n"
+        "trainables.registry.resolve('arch', 'mlp')\n"
+        "from trainables import Dataset\n"
+        "assert not {'torch', 'ray', 'duckdb'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
