@@ -46,21 +46,37 @@ class Measurements:
 
 def measure(snapshot: Snapshot, settings: Measure) -> Measurements:
     """Measures every trial; trials are taken in groups that fit memory, and no number depends on the grouping."""
-    trials = len(snapshot.trials)
     chunk, size = chunk_and_group(snapshot.engine, snapshot.data.dataset.train_inputs)
+    measured, place = _distinct(snapshot)
     result = Measurements()
     if settings.hessian:
-        result.eigenvalues = np.full((trials, settings.hessian.top, 2), np.nan)
-    for start in range(0, trials, size):
+        result.eigenvalues = np.full((len(measured), settings.hessian.top, 2), np.nan)
+    for start in range(0, len(measured), size):
         part = slice(start, start + size)
-        group = snapshot.take(part)
-        for name, value, error in _built_in(group, settings, chunk, result.eigenvalues, part):
-            result.values.setdefault(name, np.full(trials, np.nan))[part] = _numpy(value)
-            exact_or_known = error if isinstance(error, float) else _numpy(error)
-            result.errors.setdefault(name, np.full(trials, np.nan))[part] = exact_or_known
+        for name, value, error in _built_in(snapshot.take(measured[part]), settings, chunk, result.eigenvalues, part):
+            for table, numbers in ((result.values, value), (result.errors, error)):
+                table.setdefault(name, np.full(len(measured), np.nan))[part] = _numpy(numbers)
+    for table in (result.values, result.errors):
+        table.update({name: numbers[place] for name, numbers in table.items()})
+    if result.eigenvalues is not None:
+        result.eigenvalues = result.eigenvalues[place]
     if settings.metrics:
         _measure_plugins(result, snapshot, settings.metrics)
     return result
+
+
+def _distinct(snapshot: Snapshot) -> tuple[list[int], list[int]]:
+    """Positions of the trials to measure, and for every trial which of them stands for it.
+
+    At the start trials of one seed and noise are the same net on the same data: one of them is measured.
+    """
+    if snapshot.step:
+        everyone = list(range(len(snapshot.trials)))
+        return everyone, everyone
+    keys = [(t.seed, t.label_noise) for t in snapshot.trials]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    measured = sorted(first.values())
+    return measured, [measured.index(first[key]) for key in keys]
 
 
 def _built_in(
@@ -128,7 +144,7 @@ def _signs(group: Snapshot, purpose: Purpose, dimension: int, index: int) -> Ten
 def _measure_plugins(result: Measurements, snapshot: Snapshot, metrics: tuple[str, ...]) -> None:
     trials = len(snapshot.trials)
     for i in snapshot.alive.nonzero().flatten().tolist():
-        probe = Probe.of(snapshot.take(slice(i, i + 1)))
+        probe = Probe.of(snapshot.take([i]))
         try:
             found = [pair for metric in metrics for pair in _metric(metric, probe)]
         except Exception:  # a failing plug-in fails its trial, not the pack
@@ -146,5 +162,5 @@ def _metric(target: str, probe: Probe) -> list[tuple[str, float]]:
     return [(str(name), float(value)) for name, value in returned.items()]
 
 
-def _numpy(tensor: Tensor) -> Numbers:
-    return tensor.detach().double().cpu().numpy()
+def _numpy(numbers: Tensor | float) -> Numbers | float:
+    return numbers if isinstance(numbers, float) else numbers.detach().double().cpu().numpy()

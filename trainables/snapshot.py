@@ -89,11 +89,11 @@ class Snapshot:
         zeroed = {k: v.masked_fill(dead.view(-1, *[1] * (v.ndim - 1)), 0) for k, v in parameters.items()}
         return cls(engine, data, trials, zeroed, buffers, data.targets, data.changed, engine.alive, step, epoch)
 
-    def take(self, part: slice) -> Snapshot:
-        """Some of the trials."""
+    def take(self, part: list[int]) -> Snapshot:
+        """The trials at these positions."""
         return replace(
             self,
-            trials=self.trials[part],
+            trials=[self.trials[i] for i in part],
             parameters={k: v[part] for k, v in self.parameters.items()},
             buffers={k: v[part] for k, v in self.buffers.items()},
             targets=self.targets[part],

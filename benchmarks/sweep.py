@@ -1,0 +1,146 @@
+"""Isoratio against plain Ray Tune on the same grid, and the rate of the whole machinery with trials that do nothing.
+
+    python benchmarks/sweep.py [--save]
+
+Everything in one run on the same cores. The plain runs are a sample, balanced over batch sizes, scaled to the grid.
+Isoratio's time is that of the command, start-up included; the plain runs' includes one start of Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+RATIOS = [2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3]
+BATCH_SIZES = [8, 16, 32, 64, 128]
+NOISE = [0.0, 0.25]
+SEEDS = 8
+EPOCHS = 20
+MEASURE = {"top": 3, "trace_probes": 16, "examples": 512}
+
+DIGITS = f"""
+name: digits
+dataset: digits
+train: {{epochs: {EPOCHS}}}
+grid:
+  ratio: {RATIOS}
+  batch_size: {BATCH_SIZES}
+  label_noise: {NOISE}
+  seed: {{range: {SEEDS}}}
+measure: {{at: [], hessian: {{top: {MEASURE["top"]}, trace_probes: {MEASURE["trace_probes"]}, examples: {MEASURE["examples"]}}}}}
+"""
+
+NOTHING = """
+name: nothing
+dataset: digits
+train: {call: "sweep:nothing"}
+grid:
+  lr: [0.1]
+  batch_size: [8]
+  seed: {range: 10000}
+"""
+
+
+def nothing(config: dict[str, Any]) -> dict[str, float]:
+    """A trial that does nothing."""
+    return {"test_accuracy": 1.0}
+
+
+def isoratio(sweep: str, directory: Path) -> float:
+    """Seconds that `isoratio launch` takes."""
+    file = directory / "sweep.yaml"
+    file.write_text(sweep)
+    command = [
+        str(Path(sys.executable).with_name("isoratio")),
+        "launch",
+        str(file),
+        "--store",
+        str(directory / "store"),
+    ]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, cwd=Path(__file__).parent)
+    return time.perf_counter() - began
+
+
+def plain(trials: list[dict[str, Any]], reuse: bool, grid_size: int) -> float:
+    """Seconds that plain Tune takes for a grid of this size, from a sample of its trials."""
+    began = time.perf_counter()
+    import ray
+    from plain import trial
+    from ray import tune
+
+    ray.init(num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    started = time.perf_counter() - began
+
+    def run(config: dict[str, Any]) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        tune.report(trial(config["point"], EPOCHS, MEASURE["top"], MEASURE["trace_probes"], MEASURE["examples"]))
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as directory:
+        results = tune.Tuner(
+            tune.with_resources(run, {"cpu": 1}),
+            param_space={"point": tune.grid_search(trials)},
+            tune_config=tune.TuneConfig(reuse_actors=reuse),
+            run_config=tune.RunConfig(storage_path=directory, verbose=0),
+        ).fit()
+    seconds = time.perf_counter() - began
+    assert not results.errors
+    ray.shutdown()
+    return started + seconds * grid_size / len(trials)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=20, help="plain trials to run; a multiple of 5")
+    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
+    options = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parent))
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    points = [
+        dict(zip(("ratio", "batch_size", "label_noise", "seed"), p, strict=True))
+        for p in product(RATIOS, BATCH_SIZES, NOISE, range(SEEDS))
+    ]
+    each = options.sample // len(BATCH_SIZES)
+    sample = [
+        p for b in BATCH_SIZES for p in [q for q in points if q["batch_size"] == b][:: len(points) // 5 // each][:each]
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        ours = isoratio(DIGITS, Path(directory))
+    with tempfile.TemporaryDirectory() as directory:
+        empty = isoratio(NOTHING, Path(directory))
+    time_plain = partial(plain, sample, grid_size=len(points))
+    with_reuse, without = time_plain(reuse=True), time_plain(reuse=False)
+    figures = {
+        "trials": len(points),
+        "plain_sample": len(sample),
+        "isoratio_seconds": round(ours, 1),
+        "plain_reuse_seconds_scaled": round(with_reuse, 1),
+        "plain_seconds_scaled": round(without, 1),
+        "times_faster_than_plain_reuse": round(with_reuse / ours, 1),
+        "times_faster_than_plain": round(without / ours, 1),
+        "nothing_trials": 10_000,
+        "nothing_seconds": round(empty, 1),
+        "nothing_trials_per_second": round(10_000 / empty),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if options.save:
+        (Path(__file__).parent / "results").mkdir(exist_ok=True)
+        (Path(__file__).parent / "results" / "sweep.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
