@@ -1,0 +1,300 @@
+"""DuckDB views over the store: the same tables for every question, in Python, SQL and exports.
+
+Rows stay in their Parquet files until a query asks for them. Each stored table is a PyArrow data set over the files
+that exist when the store is opened (``stored_trials``, ``stored_curves``, ...), and the views are plain SQL over those,
+so that a connection needs no file access of its own and :func:`analysis.sql.sql` can take it away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
+
+from trainables.schema import STATISTICS, TABLES
+from trainables.store import Store, StoreError, SweepStore
+from trainables.trial import FIELDS
+
+DERIVED = {
+    "ratio": "format('{:.9g}', lr / batch_size)::DOUBLE",
+    "input_noise": "0.0::DOUBLE",
+    "gradient_noise": "0.0::DOUBLE",
+    "loss_gap": "test_loss - train_loss",
+    "accuracy_gap": "train_accuracy - test_accuracy",
+    "stability": "lr * lambda_max / 2",
+}
+"""Columns that follow from stored ones.
+
+``ratio`` is lr / batch_size to 9 significant digits: in binary .35 / 5 and .14 / 2 differ, and ``GROUP BY ratio`` must
+not tear a line of equal ratio apart. At ``stability`` 1, gradient descent on a quadratic of curvature lambda_max stops
+converging.
+"""
+
+_FIRST = [
+    *["arch", "dataset", "lr", "batch_size", "ratio", "label_noise", "input_noise", "gradient_noise"],
+    *["seed", "optimizer", "momentum", "weight_decay", "epochs"],
+]
+CONFIGURATION = [*_FIRST, *(field for field in FIELDS if field not in _FIRST)]
+"""Configuration columns of `trials` and `plan`."""
+
+_GAPS = {"test_accuracy": ["loss_gap", "accuracy_gap"]}
+MEASURED = [
+    column for name, error in STATISTICS.items() for column in (name, error, *_GAPS.get(name, [])) if column is not None
+]
+"""Measured columns of `trials`, each followed by its error, where it has one."""
+
+COLUMNS = {
+    "trials": [
+        *["sweep", "trial_id", *CONFIGURATION, "status", "error", "steps", "epochs_done", *MEASURED],
+        *["stability", "pack_id", "attempt", "seconds", "device", "provenance_id"],
+        *["measure_id", "slot", "engine"],
+    ],
+    "curves": ["sweep", "trial_id", "step", "epoch", "statistic", "value", "error"],
+    "eigenvalues": ["sweep", "trial_id", "step", "epoch", "index", "eigenvalue", "residual"],
+    "plan": [
+        *["sweep", "trial_id", "pack_id", "slot", *CONFIGURATION, "status"],
+        *["measure_id", "round", "engine", "cost"],
+    ],
+    "provenance": TABLES["provenance"].names,
+}
+"""Views and their columns, in order; `trials` has a further one for each metric of a plug-in."""
+
+RESERVED = {*COLUMNS["trials"], *TABLES["failures"].names, "planned"}
+"""Names, in any case, that a plug-in's metric cannot have in `trials`; in `curves` it can."""
+
+# A trial's rows: commits (no `round`) before failures, what the plan measures before what an older one did, then the
+# latest failure. One row stays, always the same.
+_TRIALS = """
+WITH attempts AS (
+    FROM stored_trials
+    UNION ALL BY NAME
+    SELECT *, 'failed' AS status FROM stored_failures
+)
+SELECT {columns}
+FROM attempts
+LEFT JOIN (SELECT DISTINCT sweep, measure_id, true AS planned FROM stored_plan) USING (sweep, measure_id)
+QUALIFY 1 = row_number() OVER (
+    PARTITION BY sweep, trial_id
+    ORDER BY round IS NOT NULL, planned IS NULL, round DESC, pack_id, attempt
+)"""
+
+_SIDE = """
+SELECT {columns}
+FROM stored_{table} SEMI JOIN (FROM trials WHERE status <> 'failed') USING (sweep, trial_id, pack_id, attempt)"""
+
+_PLAN = """
+WITH done AS (
+    SELECT sweep, trial_id, measure_id, arg_min(status, pack_id) AS committed FROM stored_trials GROUP BY ALL
+), failures AS (
+    SELECT DISTINCT sweep, trial_id, pack_id, 'failed' AS failed FROM stored_failures
+), planned AS (
+    SELECT *, coalesce(committed, failed, running, 'pending') AS status
+    FROM stored_plan
+    LEFT JOIN done USING (sweep, trial_id, measure_id)
+    LEFT JOIN failures USING (sweep, trial_id, pack_id)
+    LEFT JOIN running_packs USING (sweep, pack_id)
+)
+SELECT {columns} FROM planned"""
+
+_PROVENANCE = "SELECT DISTINCT ON (provenance_id) {columns} FROM stored_provenance"
+
+_VIEWS = {
+    "trials": _TRIALS,
+    "curves": _SIDE,
+    "eigenvalues": _SIDE,
+    "plan": _PLAN,
+    "provenance": _PROVENANCE,
+}
+
+HEARTBEAT_SECONDS = 30.0
+"""A launch on another host counts as alive for so long after its last heartbeat."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The last launch of a sweep: what its heartbeat ``log/launch.json`` says, and whether it still lives."""
+
+    alive: bool
+    state: str | None = None  # running, stopped or complete, as last written
+    running_packs: tuple[str, ...] = ()
+    trials_per_second: float | None = None
+    eta_seconds: float | None = None
+
+    @classmethod
+    def of(cls, sweep: SweepStore) -> Launch:
+        """Reads the heartbeat; alive is who holds ``log/launch.lock``, or on another host beats still."""
+        beat = _heartbeat(sweep.log_path / "launch.json")
+        beats = beat.get("state") == "running" and time.time() - beat.get("updated", 0) < HEARTBEAT_SECONDS
+        elsewhere = beat.get("host") != socket.gethostname()
+        if not (_locked(sweep.log_path / "launch.lock") or (beats and elsewhere)):
+            return cls(alive=False, state=beat.get("state"))
+        packs = tuple(beat.get("running_packs", ()))
+        return cls(True, beat.get("state"), packs, beat.get("trials_per_second"), beat.get("eta_seconds"))
+
+
+def connect(store: str | Path | Store, sweep: str | None = None) -> duckdb.DuckDBPyConnection:
+    """Opens the store as the views `trials`, `curves`, `eigenvalues`, `plan` and `provenance`.
+
+    The connection is in memory and shows the files of this moment; connect again to see later ones. A query on it that
+    meets a damaged file raises ``duckdb.Error``; :func:`analysis.sql.sql` also says which file and how to go on.
+
+    Example:
+        >>> connect("results").sql("SELECT ratio, avg(test_accuracy) FROM trials GROUP BY ratio").df()  # doctest: +SKIP
+
+    Args:
+        store: its directory; a missing one is an empty store.
+        sweep: open the files of this sweep only.
+
+    Raises:
+        StoreError: for a damaged file in `trials`, or a sweep that does not exist.
+    """
+    sweeps = select_sweeps(store, sweep)
+    return open_views(sweeps, {s.name: Launch.of(s) for s in sweeps})
+
+
+def as_store(store: str | Path | Store) -> Store:
+    """The store, or the one in that directory."""
+    return store if isinstance(store, Store) else Store(store)
+
+
+def select_sweeps(store: str | Path | Store, sweep: str | None = None) -> list[SweepStore]:
+    """The sweep of that name, or all sweeps of the store."""
+    store = as_store(store)
+    return [store.existing(sweep)] if sweep is not None else [store.sweep(name) for name in store.sweeps()]
+
+
+def open_views(sweeps: list[SweepStore], launches: dict[str, Launch]) -> duckdb.DuckDBPyConnection:
+    """The views of :func:`connect` over these sweeps, whose living launches are known."""
+    connection = duckdb.connect(
+        config={
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "temp_directory": str(Path(tempfile.gettempdir()) / "isoratio-duckdb"),
+        }
+    )
+    plugin_columns = _plugin_columns(sweeps)
+    for table, schema in TABLES.items():
+        if table == "trials":
+            schema = pa.schema([*schema, *(pa.field(name, pa.float64()) for name in plugin_columns)])
+        files = [str(path) for path in _files(sweeps, table)]
+        connection.register(f"stored_{table}", ds.dataset(files, schema=schema, format="parquet"))
+    connection.register("running_packs", _running_packs(launches))
+    for view, query in _VIEWS.items():
+        names = COLUMNS[view] + (plugin_columns if view == "trials" else [])
+        columns = ", ".join(_column(view, name) for name in names)
+        connection.execute(f"CREATE VIEW {view} AS {query.format(columns=columns, table=view)}")
+    return connection
+
+
+def quoted(name: str) -> str:
+    """An SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def fetch(connection: duckdb.DuckDBPyConnection, query: str, sweeps: Iterable[SweepStore]) -> pa.Table:
+    """The rows of one query over :func:`open_views`.
+
+    Raises:
+        StoreError: naming the damaged file that the query met.
+        duckdb.Error: for all else.
+    """
+    with naming_damage(sweeps):
+        return connection.sql(query).to_arrow_table()
+
+
+@contextmanager
+def naming_damage(sweeps: Iterable[SweepStore]) -> Iterator[None]:
+    """Turns a failure to read a stored file into a StoreError that names the file and says how to go on."""
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        if isinstance(error, duckdb.Error) and "reading the stream" not in str(error):
+            raise
+        found = re.search(r"'(/[^']*\.parquet)'", str(error))
+        path = Path(found[1]) if found else _first_unreadable(sweeps)
+        if path is None:
+            raise
+        reason = str(error).rpartition("failed: ")[2].strip().splitlines()[0]
+        raise StoreError(
+            f"{path}: cannot be read: {reason}. `isoratio verify` moves damaged files to quarantine; "
+            f"then `isoratio resume` of its sweep runs again what is gone"
+        ) from error
+
+
+def _first_unreadable(sweeps: Iterable[SweepStore]) -> Path | None:
+    sweeps = list(sweeps)
+    for path in (path for table in TABLES for path in _files(sweeps, table)):
+        try:
+            pq.read_table(path, use_threads=False)
+        except (pa.ArrowException, OSError):
+            return path
+    return None
+
+
+def _files(sweeps: list[SweepStore], table: str) -> list[Path]:
+    if table == "plan":
+        return [sweep.plan_path for sweep in sweeps if sweep.plan_path.exists()]
+    found = (path for sweep in sweeps for path in (sweep.path / table).glob("*.parquet"))
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _plugin_columns(sweeps: list[SweepStore]) -> list[str]:
+    """Metrics of plug-ins: what some footer in `trials` has and the schema lacks."""
+    files = [str(path) for path in _files(sweeps, "trials")]
+    if not files:
+        return []
+    with naming_damage(sweeps):
+        factory = ds.FileSystemDatasetFactory(LocalFileSystem(), files, ds.ParquetFileFormat())
+        names = sorted(factory.inspect(promote_options="permissive", fragments=None).names)
+    distinct = {name.lower(): name for name in names}  # as SQL sees them
+    return [name for lower, name in distinct.items() if lower not in RESERVED]
+
+
+def _column(view: str, name: str) -> str:
+    stored = name in TABLES[view].names or name not in DERIVED
+    return quoted(name) if stored else f"{DERIVED[name]} AS {name}"
+
+
+def _running_packs(launches: dict[str, Launch]) -> pa.Table:
+    rows = [(name, pack) for name, launch in launches.items() for pack in launch.running_packs]
+    return pa.table(
+        {
+            "sweep": pa.array([name for name, _ in rows], pa.string()),
+            "pack_id": pa.array([pack for _, pack in rows], pa.string()),
+            "running": pa.array(["running"] * len(rows), pa.string()),
+        }
+    )
+
+
+def _heartbeat(path: Path) -> dict[str, Any]:
+    try:
+        beat = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return beat if isinstance(beat, dict) else {}
+
+
+def _locked(path: Path) -> bool:
+    """Whether some process holds the lock exclusively."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

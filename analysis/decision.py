@@ -1,0 +1,125 @@
+"""The decision rule: equivalent, different or inconclusive, and how many seeds would decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import StrEnum
+
+import numpy as np
+
+from analysis.contrasts import LEAST_SEEDS, Contrasts, t_quantile, t_upper
+from analysis.scales import FloatArray
+
+ALPHA = 0.05
+"""Chance of a wrong "equivalent", and of a wrong "different"."""
+
+POWER = 0.8
+"""Chance of a decision that `seeds_needed` asks for."""
+
+MOST_SEEDS = 10_000
+
+
+class Outcome(StrEnum):
+    """What the data say about equal lr / batch_size."""
+
+    EQUIVALENT = "equivalent"
+    DIFFERENT = "different"
+    INCONCLUSIVE = "inconclusive"
+
+
+def decide(contrasts: Contrasts, m: float, blocked: bool) -> Outcome:
+    """The verdict on a grid.
+
+    - equivalent: every contrast's 90% interval lies inside ±m (intersection-union: no correction) and no trial of the
+      grid diverged.
+    - different: beyond ±m with p ≤ 0.025 at the highest learning rate, or with K min p ≤ 0.025 over K contrasts.
+    - inconclusive: otherwise, and always without a margin, without contrasts of 4 seeds or without any spread.
+
+    Args:
+        contrasts: of the grid.
+        m: margin on the scale; NaN where none is given.
+        blocked: whether any trial of the grid diverged or ended with an unusable value.
+    """
+    tested = contrasts.testable
+    if math.isnan(m) or not tested.any() or contrasts.motionless:
+        return Outcome.INCONCLUSIVE
+    if (beyond(contrasts, m)[tested] <= _levels(contrasts)[tested]).any():
+        return Outcome.DIFFERENT
+    equivalent = not blocked and bool(contrasts.inside(m).all())
+    return Outcome.EQUIVALENT if equivalent else Outcome.INCONCLUSIVE
+
+
+def beyond(contrasts: Contrasts, m: float) -> FloatArray:
+    """P value of each contrast for "the true difference is within ±m", shape (K,).
+
+    p = P(T > (|d| - m) / se) + P(T > (|d| + m) / se), which is 1 for d = 0 = m.
+    """
+    size = np.abs(contrasts.estimate)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        near, far = (size - m) / contrasts.se, (size + m) / contrasts.se
+    return t_upper(contrasts.df, near) + t_upper(contrasts.df, far)
+
+
+def furthest(contrasts: Contrasts) -> int | None:
+    """Which contrast reaches furthest from 0, |d| + t se; one of at least 4 seeds where there is any."""
+    reach = np.abs(contrasts.estimate) + contrasts.reach
+    candidates = contrasts.testable if contrasts.testable.any() else np.isfinite(reach)
+    return int(np.argmax(np.where(candidates, reach, -np.inf))) if candidates.any() else None
+
+
+def seeds_needed(contrasts: Contrasts, m: float, blocked: bool) -> int | None:
+    """Seeds per cell for a decision with probability 0.8, were the differences and spreads seen the true ones.
+
+    Asks for "equivalent" where all differences are within the margin (contrasts counted as independent), for
+    "different" otherwise. None where no number up to 10,000 brings it, as for "equivalent" in a grid that is blocked.
+    """
+    known = contrasts.n > 1
+    if math.isnan(m) or contrasts.motionless or not known.any():
+        return LEAST_SEEDS if (contrasts.n == 1).any() and not known.any() else None
+    within = bool((np.abs(contrasts.estimate[known]) < m).all())
+    if within and blocked:
+        return None
+    power = _power_equivalent if within else _power_different
+    return _first(lambda n: power(contrasts, m, n) >= POWER)
+
+
+def _levels(contrasts: Contrasts) -> FloatArray:
+    """Level at which each tested contrast is judged: half of alpha for the leading one, half shared by all."""
+    tested = contrasts.testable
+    share = np.full(len(contrasts), ALPHA / 2 / max(int(tested.sum()), 1))
+    if tested.any():
+        rank = np.lexsort((contrasts.ratio, contrasts.lr_level, tested))
+        share[rank[-1]] = ALPHA / 2
+    return share
+
+
+def _planned(contrasts: Contrasts, n: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Size, standard error and degrees of freedom of the contrasts with n seeds, where the spread is known."""
+    known = contrasts.n > 1
+    df = contrasts.df[known] * (n - 1) / (contrasts.n[known] - 1)
+    return np.abs(contrasts.estimate[known]), contrasts.sd[known] / math.sqrt(n), df
+
+
+def _power_equivalent(contrasts: Contrasts, m: float, n: int) -> float:
+    size, se, df = _planned(contrasts, n)
+    t = t_quantile(df, 1 - ALPHA)
+    miss = t_upper(df, (m - size) / se - t) + t_upper(df, (m + size) / se - t)
+    return float(np.prod(np.clip(1 - miss, 0, 1)))
+
+
+def _power_different(contrasts: Contrasts, m: float, n: int) -> float:
+    size, se, df = _planned(contrasts, n)
+    t = t_quantile(df, 1 - _levels(contrasts)[contrasts.n > 1])
+    return float(1 - t_upper(df, (size - m) / se - t).min())
+
+
+def _first(enough: Callable[[int], bool]) -> int | None:
+    """The smallest number of seeds for which `enough` holds, taken to stay true from there on."""
+    if not enough(MOST_SEEDS):
+        return None
+    low, high = LEAST_SEEDS - 1, MOST_SEEDS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

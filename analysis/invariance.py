@@ -1,0 +1,122 @@
+"""The verdict on a stored sweep: for which quantities only lr / batch_size matters, and up to which learning rate."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from difflib import get_close_matches
+from pathlib import Path
+
+import pyarrow as pa
+from ruamel.yaml import YAML
+
+from analysis.database import COLUMNS, MEASURED, connect, fetch, quoted
+from analysis.scales import default_margin
+from analysis.verdict import Verdict, error_column, judge
+from trainables.store import Store
+from trainables.trial import FIELDS
+
+_NOT_METRICS = {*COLUMNS["trials"]} - {*MEASURED, "stability"}
+_NOT_BY_DEFAULT = {"stability"}  # proportional to lr, so never equal on a line
+
+
+def invariance(
+    store: str | Path,
+    sweep: str,
+    metrics: Sequence[str] | None = None,
+    margins: Mapping[str, float] | float | None = None,
+) -> list[Verdict]:
+    """Judges whether trials of equal lr / batch_size agree: one verdict per metric and group.
+
+    Args:
+        store: directory of the store.
+        sweep: name of the sweep.
+        metrics: columns of `trials`; by default all that were measured, in every group where they were.
+        margins: equivalence margins: one number for all metrics, or by metric; 0.1 means a factor 1.1 for metrics on
+            the log scale. Where none is given the sweep file's applies, then the default of the metric.
+
+    Raises:
+        ValueError: for an unknown sweep or metric, or a margin that is not a positive number.
+
+    Example:
+        >>> for verdict in invariance("results", "digits", ["lambda_max"]):  # doctest: +SKIP
+        ...     print(verdict.group, verdict.verdict, verdict.frontier)
+    """
+    trials = read_trials(store, sweep, metrics)
+    known = metric_columns(trials.column_names)
+    wanted = list(dict.fromkeys(metrics or _measured(trials, known)))
+    chosen = _margins(wanted, known, _stated(Store(store).sweep(sweep).sweep_file()), margins)
+    verdicts = judge(trials, chosen)
+    if metrics:
+        return verdicts
+    return [v for v in verdicts if v.n_measured or v.n_diverged == v.n_trials]
+
+
+def read_trials(store: str | Path, sweep: str, metrics: Sequence[str] | None = None) -> pa.Table:
+    """What verdicts and heat maps rest on: fields, status, metrics (by default all) and their errors, in one SELECT.
+
+    Raises:
+        ValueError: for an unknown sweep or metric.
+    """
+    files = Store(store)
+    _check_known("sweep", [sweep], files.sweeps(), f"{files.root} holds")
+    with closing(connect(files, sweep)) as connection:
+        view = connection.sql("FROM trials")
+        doubles = [name for name, kind in zip(view.columns, view.types, strict=True) if kind == "DOUBLE"]
+        known = metric_columns(doubles)
+        _check_known("metric", metrics or (), known, "known are")
+        chosen = metrics or known
+        errors = [c for m in chosen if (c := error_column(m, doubles))]
+        columns = dict.fromkeys([*FIELDS, "status", *chosen, *errors])
+        query = f"SELECT {', '.join(map(quoted, columns))} FROM trials"
+        return fetch(connection, query, [files.sweep(sweep)])
+
+
+def metric_columns(columns: Sequence[str]) -> list[str]:
+    """The columns that hold a metric: no configuration, no bookkeeping, no error of another column."""
+    errors = {error_column(name, columns) for name in columns}
+    return [c for c in columns if c not in _NOT_METRICS | errors]
+
+
+def _measured(trials: pa.Table, known: Sequence[str]) -> list[str]:
+    """Metrics with any value; where no trial lived to have one, the training loss stands for all."""
+    found = [c for c in known if trials[c].null_count < len(trials) and c not in _NOT_BY_DEFAULT]
+    return found or [c for c in known if c == "train_loss" and len(trials)]
+
+
+def _margins(
+    metrics: Sequence[str],
+    known: Sequence[str],
+    stated: Mapping[str, float],
+    given: Mapping[str, float] | float | None,
+) -> dict[str, float | None]:
+    """Metric -> margin: as given, else as stated in the sweep file, else the default."""
+    if not isinstance(given, Mapping):
+        given = {} if given is None else dict.fromkeys(metrics, given)
+    _check_known("metric", given, known, "margins can be given for")
+    chosen = {m: given.get(m, stated.get(m, default_margin(m))) for m in metrics}
+    for metric, margin in chosen.items():
+        if margin is not None and not 0 < margin < math.inf:
+            raise ValueError(f"margin of {metric}: {margin!r} is not a positive number")
+    return chosen
+
+
+def _stated(sweep_file: Path | None) -> dict[str, float]:
+    """The `margins` of a sweep file."""
+    if sweep_file is None:
+        return {}
+    text = sweep_file.read_text(encoding="utf-8")
+    content = tomllib.loads(text) if sweep_file.suffix == ".toml" else YAML(typ="safe").load(text)
+    return dict((content or {}).get("margins") or {})
+
+
+def _check_known(what: str, names: Iterable[str], known: Sequence[str], holding: str) -> None:
+    problems = []
+    for name in names:
+        if name not in known:
+            hint = get_close_matches(name, known, 1)
+            problems.append(f"unknown {what} {name!r}" + (f": did you mean {hint[0]!r}?" if hint else ""))
+    if problems:
+        raise ValueError(f"{'; '.join(problems)} ({holding} {', '.join(known) or 'none'})")

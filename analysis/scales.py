@@ -1,0 +1,82 @@
+"""On which scale a metric is compared, and how fine its values are. Fixed per metric by its name, never by the data."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+ROUNDING = 1e-12
+"""Differences below this, relative to the values, are rounding."""
+
+
+class Scale(StrEnum):
+    """How two values of a metric are compared: by their ratio or by their difference."""
+
+    LOG = "log"
+    ABSOLUTE = "absolute"
+
+
+_LOG = {"lambda_max", "hessian_frobenius", "gradient_covariance_trace", "noise_scale", "stability"}
+_FRACTIONS = {"memorized"}
+
+
+def scale_of(metric: str) -> Scale:
+    """Log for losses, norms, lambda_max and tr C; absolute for all else, such as lambda_min, traces, gaps, accuracies.
+
+    A metric of a plug-in or an import goes by its ending: ``val_loss`` and ``weight_norm`` are on the log scale.
+    """
+    return Scale.LOG if metric in _LOG or metric.endswith(("_loss", "_norm")) else Scale.ABSOLUTE
+
+
+def default_margin(metric: str) -> float | None:
+    """0.1 on the log scale, 0.01 for accuracies and fractions, None where a margin has to be given."""
+    if scale_of(metric) is Scale.LOG:
+        return 0.1
+    return 0.01 if metric in _FRACTIONS or metric.endswith(("_accuracy", "_fraction")) else None
+
+
+def half_width(margin: float | None, scale: Scale) -> float:
+    """The margin m on the scale: log(1 + margin) or the number itself; NaN where none is given."""
+    if margin is None:
+        return math.nan
+    return math.log1p(margin) if scale is Scale.LOG else margin
+
+
+def on_scale(values: FloatArray, scale: Scale) -> FloatArray:
+    """The values to compare; NaN for what is not finite or, on the log scale, not positive."""
+    usable = np.isfinite(values) & ((values > 0) | (scale is Scale.ABSOLUTE))
+    kept = np.where(usable, values, np.nan)
+    return np.log(kept) if scale is Scale.LOG else kept
+
+
+def resolution_on_scale(resolution: FloatArray, values: FloatArray, scale: Scale) -> FloatArray:
+    """The resolution h of the values to compare: divided by the value on the log scale, at least the rounding."""
+    size, rounding = np.abs(values), ROUNDING
+    if scale is Scale.LOG:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            resolution = resolution / size
+    else:
+        rounding *= np.max(size, where=np.isfinite(size), initial=0.0)
+    return np.asarray(np.fmax(resolution, rounding))
+
+
+def smallest_step(values: FloatArray) -> float:
+    """Resolution that shows in the data: the smallest nonzero difference of values that repeat, 0 if none repeats.
+
+    Fractions k/n repeat and differ by multiples of 1/n; without repetition nothing speaks for steps.
+    """
+    finite = values[np.isfinite(values)]
+    distinct = np.unique(finite)
+    if len(distinct) == len(finite) or len(distinct) < 2:
+        return 0.0
+    float32_rounding = 1e-6 * np.abs(distinct).max()
+    steps = np.diff(distinct)
+    steps = steps[steps > float32_rounding]
+    return float(steps.min()) if len(steps) else 0.0

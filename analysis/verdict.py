@@ -1,0 +1,256 @@
+"""One verdict per metric and group, from a table of trials."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.contrasts import LEAST_SEEDS, Contrasts, Estimate, contrasts
+from analysis.decision import MOST_SEEDS, Outcome, decide, furthest, seeds_needed
+from analysis.frontier import Frontier, frontier
+from analysis.grid import Group, floats, groups
+from analysis.scales import (
+    BoolArray,
+    FloatArray,
+    Scale,
+    half_width,
+    on_scale,
+    resolution_on_scale,
+    scale_of,
+    smallest_step,
+)
+from analysis.slopes import Slopes, inside, slopes
+from trainables.registry import train_size
+from trainables.schema import STATISTICS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The cell of a contrast, and the batch size of its reference at the same ratio."""
+
+    ratio: float
+    lr: float
+    batch_size: int
+    reference_batch_size: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer for one metric in one group of trials.
+
+    Attributes:
+        metric: its column in `trials`.
+        scale: on which it is compared; effect and slopes are on it (natural logarithms).
+        group: the fields that tell this group from others of the sweep.
+        n_trials: trials that finished or diverged.
+        n_diverged: of them.
+        n_measured: of them, with a value that counts.
+        n_seeds: independent seeds.
+        n_contrasts: cells compared with the smallest batch size of their line.
+        verdict: equivalent, different or inconclusive.
+        margin: as given: 0.1 means a factor 1.1 on the log scale. None where none was given.
+        effect: the contrast that reaches furthest from 0, with its 90% interval.
+        effect_cell: where that is.
+        slope_ratio: change per unit of log ratio at equal batch size, with its 95% interval.
+        slope_batch: change per unit of log batch size at equal ratio, with its 95% interval.
+        exponent: p in the rule lr ∝ batch_size^p that leaves the metric unchanged, with its 95% Fieller set.
+        frontier: up to which lr invariance holds.
+        seeds_needed: per cell, for a decision, where more seeds would bring one.
+        note: why, whenever the answer is a non-answer, and what was left out.
+    """
+
+    metric: str
+    scale: Scale
+    group: dict[str, Any]
+    n_trials: int
+    n_diverged: int
+    n_measured: int
+    n_seeds: int
+    n_contrasts: int
+    verdict: Outcome
+    margin: float | None
+    effect: Estimate
+    effect_cell: Cell | None
+    slope_ratio: Estimate
+    slope_batch: Estimate
+    exponent: Estimate
+    frontier: Frontier | None
+    seeds_needed: int | None
+    note: str
+
+    def as_row(self) -> dict[str, object]:
+        """The row of `isoratio invariance --format json`: plain values, None for what is missing or unbounded."""
+        row: dict[str, object] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Estimate):
+                names = (field.name, f"{field.name}_low", f"{field.name}_high")
+                row |= {k: x if math.isfinite(x) else None for k, x in zip(names, value, strict=True)}
+            elif isinstance(value, Frontier):
+                row[field.name] = value._asdict()
+            elif isinstance(value, Cell):
+                row[field.name] = dataclasses.asdict(value)
+            elif field.name not in {"n_measured", "seeds_needed"}:
+                row[field.name] = str(value) if isinstance(value, StrEnum) else value
+        return row
+
+
+def judge(trials: pa.Table, margins: Mapping[str, float | None]) -> list[Verdict]:
+    """One verdict per metric and group.
+
+    Args:
+        trials: one sweep's rows of the `trials` table: lr, batch_size, seed, status, the metrics with the columns that
+            hold their errors, and every scientific field that may vary.
+        margins: metric -> margin, None where none is given.
+    """
+    found = groups(trials)
+    return [_judge(trials, group, metric, margin) for metric, margin in margins.items() for group in found]
+
+
+def error_column(metric: str, columns: Sequence[str]) -> str | None:
+    """The column that holds the error of a metric, if there is one."""
+    names = (STATISTICS.get(metric), f"{metric}_se", f"{metric}_residual")
+    return next((name for name in names if name in columns), None)
+
+
+def plural(n: int, noun: str) -> str:
+    """A number of things in words, "1 seed" or "2 seeds"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The values of a metric in one group.
+
+    Attributes:
+        y: on the scale, NaN where missing, shape (trials,).
+        h: resolution of y, shape (trials,).
+        unmeasured: how many finished trials lack the metric.
+        unusable: finished trials whose value is not finite or, on the log scale, not positive, shape (trials,).
+    """
+
+    y: FloatArray
+    h: FloatArray
+    unmeasured: int
+    unusable: BoolArray
+
+
+def _sample(trials: pa.Table, group: Group, metric: str) -> _Sample:
+    scale = scale_of(metric)
+    missing = trials[metric].take(group.rows).is_null().to_numpy() & ~group.diverged
+    values = np.where(group.diverged, np.nan, floats(trials, metric, group.rows))
+    y = on_scale(values, scale)
+    h = resolution_on_scale(_resolution(trials, group, metric, values), values, scale)
+    return _Sample(y, h, int(missing.sum()), np.isnan(y) & ~group.diverged & ~missing)
+
+
+def _resolution(trials: pa.Table, group: Group, metric: str, values: FloatArray) -> FloatArray:
+    """How fine the values are: the solver's error, else one example of the training set, else the step that shows."""
+    error = error_column(metric, trials.column_names)
+    if error is not None:
+        return floats(trials, error, group.rows)
+    datasets = trials["dataset"].take(group.rows[:1]).to_pylist() if "dataset" in trials.column_names else []
+    examples = train_size(datasets[0]) if datasets and datasets[0] else None
+    if examples and metric == "train_accuracy":
+        return np.full(len(values), 1 / examples)
+    if examples and metric == "memorized":  # of about p N redrawn labels
+        redrawn = floats(trials, "label_noise", group.rows) * examples
+        return np.divide(1.0, redrawn, out=np.zeros_like(redrawn), where=redrawn > 0)
+    return np.full(len(values), smallest_step(values))
+
+
+def _judge(trials: pa.Table, group: Group, metric: str, margin: float | None) -> Verdict:
+    grid, sample, scale = group.grid, _sample(trials, group, metric), scale_of(metric)
+    m = half_width(margin, scale)
+    spoiled = group.diverged | sample.unusable
+    compared = contrasts(grid, sample.y, sample.h, group.diverged, spoiled)
+    blocked = bool(spoiled.any())
+    outcome = decide(compared, m, blocked)
+    edge = frontier(compared, m)
+    where, region = inside(grid, edge)
+    slope = slopes(grid, sample.y, where)
+    needed = seeds_needed(compared, m, blocked) if outcome is Outcome.INCONCLUSIVE else None
+    notes = _left_out(group, sample, compared, scale) + _slope_notes(slope, region)
+    if outcome is Outcome.INCONCLUSIVE:
+        notes = _reasons(compared, m, metric, blocked, needed) + notes
+    largest = furthest(compared)
+    return Verdict(
+        metric=metric,
+        scale=scale,
+        group=group.fields,
+        n_trials=len(group.rows),
+        n_diverged=int(group.diverged.sum()),
+        n_measured=int(np.isfinite(sample.y).sum()),
+        n_seeds=group.seeds,
+        n_contrasts=len(compared),
+        verdict=outcome,
+        margin=margin,
+        effect=Estimate() if largest is None else compared.interval(largest),
+        effect_cell=None if largest is None else _cell(compared, largest),
+        slope_ratio=slope.ratio,
+        slope_batch=slope.batch,
+        exponent=slope.exponent,
+        frontier=edge,
+        seeds_needed=needed,
+        note="; ".join(notes),
+    )
+
+
+def _cell(compared: Contrasts, k: int) -> Cell:
+    ratio, lr = float(compared.ratio[k]), float(compared.lr[k])
+    return Cell(ratio, lr, int(compared.batch_size[k]), int(compared.reference_batch_size[k]))
+
+
+def _reasons(compared: Contrasts, m: float, metric: str, blocked: bool, needed: int | None) -> list[str]:
+    """Why there is no answer, and what would bring one."""
+    if not len(compared):
+        return ["no two trials have equal lr / batch_size and different batch sizes"]
+    if not (compared.n > 0).any():
+        return ["no contrast has values in both of its cells"]
+    reasons = [f"{metric} has no default margin: state one"] if math.isnan(m) else []
+    if compared.motionless:
+        return [*reasons, "no difference varies over the seeds, so nothing can be tested"]
+    if not compared.testable.any():
+        reasons.append(f"{plural(int(compared.n.max()), 'seed')} per contrast, at least {LEAST_SEEDS} are needed")
+    if needed is not None:
+        reasons.append(f"about {needed} seeds per cell would decide it, were the differences seen the true ones")
+    elif blocked and not (np.abs(compared.estimate) >= m).any():
+        reasons.append("trials that diverged or have no usable value rule out 'equivalent' at any number of seeds")
+    elif not math.isnan(m):
+        reasons.append(f"more than {MOST_SEEDS} seeds per cell would be needed: a difference is about the margin")
+    return reasons
+
+
+def _left_out(group: Group, sample: _Sample, compared: Contrasts, scale: Scale) -> list[str]:
+    """What a verdict does not rest on, each with its count."""
+    few = int((~compared.testable).sum()) if compared.testable.any() else 0
+    averaged = len(group.rows) - len(group.grid.point_cell)
+    positive = " or not positive" if scale is Scale.LOG else ""
+    counts = {
+        "diverged trials": int(group.diverged.sum()),
+        f"values not finite{positive}, left out": int(sample.unusable.sum()),
+        "finished trials without the metric": sample.unmeasured,
+        "failed trials, left out": group.failed,
+        f"contrasts of fewer than {LEAST_SEEDS} seeds, not tested": few,
+        "contrasts without shared seeds, compared as independent samples": int(compared.unpaired.sum()),
+        "trials that repeat a seed in a cell, averaged": averaged,
+    }
+    return [f"{what}: {count}" for what, count in counts.items() if count]
+
+
+def _slope_notes(slope: Slopes, region: str) -> list[str]:
+    notes = [region] if region else []
+    if slope.model_based and math.isfinite(slope.batch.value):
+        notes.append("slope_batch is model-based: a spline in the ratio stands for the missing lines")
+    if math.isnan(slope.exponent.value):
+        notes.append("exponent unidentified")
+    elif math.isinf(slope.exponent.low):
+        notes.append("exponent unbounded: the ratio has no clear effect of its own")
+    return notes
