@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import secrets
 import socket
 import tempfile
 import time
@@ -25,8 +26,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
-from trainables.schema import STATISTICS, TABLES
-from trainables.store import Store, StoreError, SweepStore
+from trainables.schema import RESERVED, STATISTICS, TABLES
+from trainables.store import DamagedStoreError, Store, SweepStore
 from trainables.trial import FIELDS
 
 DERIVED = {
@@ -72,9 +73,6 @@ COLUMNS = {
     "provenance": TABLES["provenance"].names,
 }
 """Views and their columns, in order; `trials` has a further one for each metric of a plug-in."""
-
-RESERVED = {*COLUMNS["trials"], *TABLES["failures"].names, "planned"}
-"""Names, in any case, that a plug-in's metric cannot have in `trials`; in `curves` it can."""
 
 # A trial's rows: commits (no `round`) before failures, what the plan measures before what an older one did, then the
 # latest failure. One row stays, always the same.
@@ -163,7 +161,7 @@ def connect(store: str | Path | Store, sweep: str | None = None) -> duckdb.DuckD
         StoreError: for a damaged file in `trials`, or a sweep that does not exist.
     """
     sweeps = select_sweeps(store, sweep)
-    return open_views(sweeps, {s.name: Launch.of(s) for s in sweeps})
+    return open_views(sweeps, {s.name: Launch.of(s) for s in sweeps}, _plugin_columns(sweeps))
 
 
 def as_store(store: str | Path | Store) -> Store:
@@ -177,16 +175,13 @@ def select_sweeps(store: str | Path | Store, sweep: str | None = None) -> list[S
     return [store.existing(sweep)] if sweep is not None else [store.sweep(name) for name in store.sweeps()]
 
 
-def open_views(sweeps: list[SweepStore], launches: dict[str, Launch]) -> duckdb.DuckDBPyConnection:
-    """The views of :func:`connect` over these sweeps, whose living launches are known."""
-    connection = duckdb.connect(
-        config={
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "temp_directory": str(Path(tempfile.gettempdir()) / "isoratio-duckdb"),
-        }
-    )
-    plugin_columns = _plugin_columns(sweeps)
+def open_views(
+    sweeps: list[SweepStore], launches: dict[str, Launch], plugin_columns: list[str]
+) -> duckdb.DuckDBPyConnection:
+    """The views of :func:`connect` over these sweeps, whose last launches and metrics of plug-ins are known."""
+    spill = Path(tempfile.gettempdir()) / f"isoratio-{secrets.token_hex(8)}"  # DuckDB makes and removes it when needed
+    extensions = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    connection = duckdb.connect(config={**extensions, "temp_directory": str(spill)})
     for table, schema in TABLES.items():
         if table == "trials":
             schema = pa.schema([*schema, *(pa.field(name, pa.float64()) for name in plugin_columns)])
@@ -218,7 +213,7 @@ def fetch(connection: duckdb.DuckDBPyConnection, query: str, sweeps: Iterable[Sw
 
 @contextmanager
 def naming_damage(sweeps: Iterable[SweepStore]) -> Iterator[None]:
-    """Turns a failure to read a stored file into a StoreError that names the file and says how to go on."""
+    """Turns a failure to read a stored file into a DamagedStoreError that names the file and says how to go on."""
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
@@ -229,9 +224,9 @@ def naming_damage(sweeps: Iterable[SweepStore]) -> Iterator[None]:
         if path is None:
             raise
         reason = str(error).rpartition("failed: ")[2].strip().splitlines()[0]
-        raise StoreError(
+        raise DamagedStoreError(
             f"{path}: cannot be read: {reason}. `isoratio verify` moves damaged files to quarantine; "
-            f"then `isoratio resume` of its sweep runs again what is gone"
+            "then `isoratio resume` of its sweep runs again what is gone"
         ) from error
 
 

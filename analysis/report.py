@@ -20,24 +20,49 @@ from analysis.verdict import Verdict, plural
 _SHADES = " ░▒▓█"
 
 
-def verdict_text(store: str | Path, sweep: str, verdicts: Sequence[Verdict], width: int = 80) -> str:
-    """What `isoratio invariance` prints: for each verdict its conclusion and map, and in the end one line for each."""
+def verdict_text(
+    store: str | Path, sweep: str, verdicts: Sequence[Verdict], width: int = 80, *, in_full: bool = False
+) -> str:
+    """What `isoratio invariance` prints: a line for each verdict and the answer in words.
+
+    With ``in_full``, before that, every conclusion with its intervals, each beside a map of the metric.
+    """
     if not verdicts:
         return conclusion(verdicts)
+    parts = [summary(verdicts), *answer(verdicts, width)]
+    if not in_full:
+        metric = max(verdicts, key=lambda v: v.verdict is Outcome.DIFFERENT).metric
+        return "\n\n".join([*parts, f"with intervals and a map: isoratio invariance {sweep} --metric {metric}"])
     trials = read_trials(store, sweep, [v.metric for v in verdicts])
     found = {_key(group.fields): group for group in groups(trials)}
-    parts = []
-    for v in verdicts:
-        parts += [conclusion([v], width), _group_map(found[_key(v.group)], trials, v.metric, width)]
-    return "\n\n".join([*filter(None, parts), summary(verdicts)])
+    full = [(conclusion([v], width), _group_map(found[_key(v.group)], trials, v.metric, width)) for v in verdicts]
+    return "\n\n".join([*filter(None, (text for pair in full for text in pair)), *parts])
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """One aligned line per verdict: metric, group, verdict and frontier."""
-    rows = [(v.metric, _described(v.group)[2:-1], v.verdict.upper(), _short_frontier(v)) for v in verdicts]
+    """One aligned line per verdict: metric, group, verdict, and the frontier or what is missing."""
+    rows = [(v.metric, _described(v.group)[2:-1], v.verdict.upper(), _in_short(v)) for v in verdicts]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True) if w) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def answer(verdicts: Sequence[Verdict], width: int = 80) -> list[str]:
+    """For which quantities only lr / batch size matters and for which not: a paragraph each; the rest is undecided."""
+    heads = {
+        Outcome.EQUIVALENT: "Within the margin, only lr / batch size matters for",
+        Outcome.DIFFERENT: "More than lr / batch size matters, beyond the frontier above, for",
+    }
+    paragraphs = []
+    for outcome, head in heads.items():
+        named: dict[str, list[str]] = {}
+        for v in verdicts:
+            if v.verdict is outcome:
+                named.setdefault(v.metric, []).append(_described(v.group)[2:-1])
+        listed = ", ".join(m + (f" ({'; '.join(groups_)})" if any(groups_) else "") for m, groups_ in named.items())
+        if listed:
+            paragraphs.append(textwrap.fill(f"{head} {listed}.", width, subsequent_indent="  "))
+    return paragraphs
 
 
 def conclusion(verdicts: Sequence[Verdict], width: int = 80) -> str:
@@ -99,6 +124,15 @@ def _short_frontier(v: Verdict) -> str:
     parts = [f"holds up to lr {low:.3g}"] if low is not None else []
     parts += [f"is broken from lr {high:.3g}"] if high is not None else []
     return " and ".join(parts)
+
+
+def _in_short(v: Verdict) -> str:
+    parts = [_short_frontier(v)]
+    if v.margin is None:
+        parts.append("needs a margin")
+    elif v.verdict is Outcome.INCONCLUSIVE and v.seeds_needed:
+        parts.append(f"about {v.seeds_needed} seeds would decide")
+    return "; ".join(filter(None, parts))
 
 
 def _exponent(v: Verdict) -> list[str]:

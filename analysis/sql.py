@@ -17,13 +17,14 @@ from trainables.store import Store
 
 _ASKS = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI}  # MULTI: PIVOT
 
-_LOCK = """
+LOCK = """
 SET python_enable_replacements = false;
 SET allow_community_extensions = false;
-SET memory_limit = '4GB';
+SET memory_limit = '50%';
 SET enable_external_access = false;
 SET lock_configuration = true;
 """
+"""Takes from a connection all but its views."""
 
 
 class QueryError(ValueError):
@@ -44,15 +45,13 @@ def sql(store: str | Path | Store, query: str) -> pa.Table:
         QueryError: for anything else, with DuckDB's reason.
         StoreError: naming the damaged file that the query met.
     """
-    connection = connect(store)
-    try:
-        connection.execute(_LOCK)
-        _check_one_question(connection, query)
-        return fetch(connection, query, select_sweeps(store))
-    except duckdb.Error as error:
-        raise QueryError(_explained(error)) from error
-    finally:
-        connection.close()
+    with connect(store) as connection:
+        connection.execute(LOCK)
+        try:
+            _check_one_question(connection, query)
+            return fetch(connection, query, select_sweeps(store))
+        except duckdb.Error as error:
+            raise QueryError(_explained(error)) from error
 
 
 def _check_one_question(connection: duckdb.DuckDBPyConnection, query: str) -> None:

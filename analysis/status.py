@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from analysis.database import Launch, fetch, open_views, select_sweeps
 from trainables.schema import Status
-from trainables.store import Store, StoreError
+from trainables.store import Store, StoreError, SweepStore
 
-# A sweep without a plan was imported; then what it holds is all there is.
-_COUNTS = """
-SELECT sweep, status, count(*) AS trials FROM plan GROUP BY ALL
-UNION ALL
-SELECT sweep, status, count(*) FROM trials ANTI JOIN plan USING (sweep) GROUP BY ALL"""
-
-_ORDER = (Status.FINISHED, Status.DIVERGED, Status.FAILED, Status.RUNNING, Status.PENDING)
+_REPORTED = (Status.FINISHED, Status.DIVERGED, Status.FAILED, Status.RUNNING, Status.PENDING)
 
 
 def status(store: str | Path | Store, sweep: str | None = None) -> list[dict[str, Any]]:
@@ -35,11 +30,21 @@ def status(store: str | Path | Store, sweep: str | None = None) -> list[dict[str
     sweeps = select_sweeps(store, sweep)
     launches = {s.name: Launch.of(s) for s in sweeps}
     counts: dict[str, dict[str, int]] = {name: dict.fromkeys(Status, 0) for name in launches}
-    for row in fetch(open_views(sweeps, launches), _COUNTS, sweeps).to_pylist():
+    for row in _counts(sweeps, launches):
         if row["sweep"] not in counts:
             raise StoreError(f"rows of sweep {row['sweep']!r} lie in a directory of another name; rename it back")
         counts[row["sweep"]][row["status"]] = row["trials"]
     return [_row(name, counts[name], launch) for name, launch in launches.items()]
+
+
+def _counts(sweeps: list[SweepStore], launches: dict[str, Launch]) -> Iterator[dict[str, Any]]:
+    """Trials by sweep and status. A sweep without a plan was imported: what it holds is all there is."""
+    planned = [s for s in sweeps if s.plan_path.exists()]
+    imported = [s for s in sweeps if s not in planned]
+    for view, chosen in (("plan", planned), ("trials", imported)):
+        with open_views(chosen, launches, plugin_columns=[]) as connection:
+            query = f"SELECT sweep, status, count(*) AS trials FROM {view} GROUP BY ALL"
+            yield from fetch(connection, query, chosen).to_pylist()
 
 
 def _row(sweep: str, trials: dict[str, int], launch: Launch) -> dict[str, Any]:
@@ -47,7 +52,7 @@ def _row(sweep: str, trials: dict[str, int], launch: Launch) -> dict[str, Any]:
         "sweep": sweep,
         "state": _state(trials, launch),
         "planned": sum(trials.values()),
-        **{s.value: trials[s] for s in _ORDER},
+        **{s.value: trials[s] for s in _REPORTED},
         "trials_per_second": launch.trials_per_second,
         "eta_seconds": launch.eta_seconds,
     }

@@ -1,4 +1,4 @@
-"""The same trial written the usual way: a PyTorch loop, one net at a time, curvature by scipy over autograd products."""
+"""The same trial written the usual way: a PyTorch loop, one net at a time; curvature by scipy on autograd products."""
 
 from __future__ import annotations
 

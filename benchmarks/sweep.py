@@ -36,7 +36,7 @@ grid:
   batch_size: {BATCH_SIZES}
   label_noise: {NOISE}
   seed: {{range: {SEEDS}}}
-measure: {{at: [], hessian: {{top: {MEASURE["top"]}, trace_probes: {MEASURE["trace_probes"]}, examples: {MEASURE["examples"]}}}}}
+measure: {{at: [], hessian: {json.dumps(MEASURE)}}}
 """
 
 NOTHING = """

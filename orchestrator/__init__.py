@@ -1,1 +1,63 @@
-"""From the sweep file to the plan, the launch and the status; the command line."""
+"""From the sweep file to the plan, the launch and the answers: the command line's functions, for Python.
+
+>>> from orchestrator import invariance, launch, plan, sql, status  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis.exchange import export, import_trials
+    from analysis.invariance import invariance
+    from analysis.report import verdict_text
+    from analysis.sql import sql
+    from analysis.status import status
+    from analysis.verification import verify
+    from orchestrator.inspection import run_trial
+    from orchestrator.launching import launch, logs, remove, resume, stop
+    from orchestrator.planning import plan
+    from orchestrator.sweepfile import init
+
+_HOME = {
+    "export": "analysis.exchange",
+    "import_trials": "analysis.exchange",
+    "init": "orchestrator.sweepfile",
+    "invariance": "analysis.invariance",
+    "launch": "orchestrator.launching",
+    "logs": "orchestrator.launching",
+    "plan": "orchestrator.planning",
+    "remove": "orchestrator.launching",
+    "resume": "orchestrator.launching",
+    "run_trial": "orchestrator.inspection",
+    "sql": "analysis.sql",
+    "status": "analysis.status",
+    "stop": "orchestrator.launching",
+    "verdict_text": "analysis.report",
+    "verify": "analysis.verification",
+}
+
+__all__ = [
+    "export",
+    "import_trials",
+    "init",
+    "invariance",
+    "launch",
+    "logs",
+    "plan",
+    "remove",
+    "resume",
+    "run_trial",
+    "sql",
+    "status",
+    "stop",
+    "verdict_text",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:  # imported when first used, so that no command pays for another
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'orchestrator' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from trainables.losses import as_values, cross_entropy
-from trainables.registry import load, resolve
+from trainables.registry import can_fuse, load, resolve
 from trainables.trial import Trial
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -281,7 +281,7 @@ def choose_engine(trial: Trial) -> str:
     """The engine of a trial by a fixed rule: fused where it applies, vmap where the module allows it, else loop."""
     if trial.call is not None:
         return "call"
-    if can_fuse(trial):
+    if can_fuse(trial.arch, trial.loss):
         return "fused"
     from trainables.datasets import load_dataset
 
@@ -299,14 +299,6 @@ def choose_engine(trial: Trial) -> str:
     except Exception:  # whatever a module of the user's own raises under vmap: the loop takes any module
         return "loop"
     return "vmap"
-
-
-def can_fuse(trial: Trial) -> bool:
-    """Whether the fused step covers this trial."""
-    return resolve("arch", trial.arch).identity["name"] in {"linear", "mlp"} and trial.loss in {
-        "cross_entropy",
-        "mse",
-    }
 
 
 def build(trial: Trial, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:

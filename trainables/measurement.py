@@ -15,6 +15,7 @@ from trainables.hessian import Hessian, chunk_and_group, gradient_and_outputs
 from trainables.lanczos import lanczos
 from trainables.probe import Probe
 from trainables.registry import load
+from trainables.schema import RESERVED
 from trainables.settings import Hessian as HessianSettings
 from trainables.settings import Measure
 from trainables.snapshot import Snapshot
@@ -159,7 +160,9 @@ def _metric(target: str, probe: Probe) -> list[tuple[str, float]]:
     returned = load(target)(probe)
     if not isinstance(returned, dict):
         raise TypeError(f"metric {target}: returned {type(returned).__name__}; dict[str, float] is needed")
-    return [(str(name), float(value)) for name, value in returned.items()]
+    if taken := [name for name in returned if name.lower() in RESERVED]:
+        raise ValueError(f"metric {target}: returned {', '.join(taken)}: taken by columns of `trials`; choose others")
+    return [(name, float(value)) for name, value in returned.items()]
 
 
 def _numpy(numbers: Tensor | float) -> Numbers | float:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from trainables.registry import load, resolve
-from trainables.schema import CURVES, EIGENVALUES, FAILURES, PROVENANCE, STATISTICS, TRIALS, Status
+from trainables.schema import CURVES, EIGENVALUES, FAILURES, MEASURED, PROVENANCE, RESERVED, TRIALS, Status
 from trainables.settings import Measure
 from trainables.store import Store, SweepStore, new_attempt, table
 from trainables.trial import FIELDS, REFERENCES, Trial
@@ -192,8 +192,8 @@ def _call(trial: Trial) -> dict[str, float]:
     returned = load(resolved.target)(config)
     if not isinstance(returned, dict):
         raise TypeError(f"{resolved.target}: returned {type(returned).__name__}; dict[str, float] is needed")
-    if taken := sorted(set(returned) & (set(TRIALS.names) - set(_measured_columns()))):
-        raise ValueError(f"{resolved.target}: returned {', '.join(taken)}, which name other columns of `trials`")
+    if taken := [name for name in returned if name.lower() in RESERVED - MEASURED]:
+        raise ValueError(f"{resolved.target}: returned {', '.join(taken)}: taken by columns of `trials`; choose others")
     return {str(k): float(v) for k, v in returned.items()}
 
 
@@ -204,10 +204,6 @@ def _called_row(trial: Trial, values: dict[str, float]) -> Row:
     error = f"not finite: {', '.join(bad)}" if bad else None
     found = {k: number(v) for k, v in values.items()}
     return {"status": status, "error": error, "epochs_done": trial.epochs} | found
-
-
-def _measured_columns() -> list[str]:
-    return [c for pair in STATISTICS.items() for c in pair if c is not None]
 
 
 def number(value: float) -> float | None:

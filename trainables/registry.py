@@ -156,6 +156,11 @@ def source_sha256(target: str) -> str | None:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else None
 
 
+def can_fuse(arch: str, loss: str) -> bool:
+    """Whether the fused step of dense nets covers an architecture with a loss."""
+    return resolve("arch", arch).identity["name"] in {"linear", "mlp"} and loss in BUILT_IN["loss"]
+
+
 def train_size(dataset: str) -> int | None:
     """Training-set size of a built-in data set, without loading it; None for a plug-in."""
     name, given = _split("dataset", dataset)

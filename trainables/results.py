@@ -10,7 +10,7 @@ import torch
 from trainables.datasets import load_dataset
 from trainables.measurement import Measurements
 from trainables.packs import Outcome, Pack, Row, number
-from trainables.schema import STATISTICS, TRIALS, Status
+from trainables.schema import STATISTICS, Status
 from trainables.training import Run, reproducible, train
 
 
@@ -38,8 +38,6 @@ def _trial_row(run: Run, slot: int, batch_size: int) -> Row:
         return row | {"status": Status.DIVERGED, "error": f"loss not finite at step {at}"}
     endpoint = run.moments[-1][2]
     for name, values in endpoint.values.items():
-        if name not in STATISTICS and name in TRIALS.names:
-            raise ValueError(f"metric {name!r}: the name is taken by a column of `trials`; choose another")
         row[name] = number(values[slot])
         error = STATISTICS.get(name)
         if error is not None:

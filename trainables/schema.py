@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 
@@ -41,21 +42,22 @@ STATISTICS: dict[str, str | None] = {
 
 
 def _arrow_type(field: str) -> pa.DataType:
-    annotation = Trial.model_fields[field].annotation
-    kinds = {annotation, *get_args(annotation)}
-    if float in kinds:
+    """Of a field of `Trial`, whose annotation may be nested: ``Annotated[int, ...] | None``."""
+
+    def kinds(annotation: Any) -> Iterator[Any]:
+        yield annotation
+        for argument in get_args(annotation):
+            yield from kinds(argument)
+
+    found = set(filter(lambda kind: isinstance(kind, type), kinds(Trial.model_fields[field].annotation)))
+    if float in found:
         return pa.float64()
-    return pa.int64() if int in kinds else pa.string()
+    return pa.int64() if int in found else pa.string()
 
 
 CONFIGURATION: list[pa.Field] = [pa.field(name, _arrow_type(name)) for name in FIELDS]
 
-_MEASURED = [
-    pa.field(column, pa.float64())
-    for statistic, error in STATISTICS.items()
-    for column in (statistic, error)
-    if column is not None
-]
+_MEASURED = [pa.field(c, pa.float64()) for pair in STATISTICS.items() for c in pair if c is not None]
 
 TRIALS = pa.schema(
     [
@@ -152,6 +154,13 @@ PROVENANCE = pa.schema(
         pa.field("plugins", pa.string()),  # JSON: target -> SHA-256 of its file
     ]
 )
+
+DERIVED = ("ratio", "input_noise", "gradient_noise", "loss_gap", "accuracy_gap", "stability")
+"""Columns of the views that follow from stored ones."""
+
+MEASURED = frozenset(column for pair in STATISTICS.items() for column in pair if column is not None)
+RESERVED = frozenset({*TRIALS.names, *FAILURES.names, *DERIVED, "planned"})
+"""Names, in any case, that a metric of the user's own cannot have."""
 
 TABLES: dict[str, pa.Schema] = {
     "trials": TRIALS,

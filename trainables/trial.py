@@ -78,10 +78,15 @@ def identity_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 def trial_id(resolved: Mapping[str, Any]) -> str:
     """Identity of a trial whose references are already resolved to ``{"name": ..., **parameters}``.
 
+    An order seed that is the seed itself counts as none.
+
     Args:
         resolved: every field of :data:`FIELDS`.
     """
-    return content_id(canonical_json(identity_fields(resolved) | {"semantics": SEMANTICS}))
+    fields = identity_fields(resolved) | {"semantics": SEMANTICS}
+    if fields.get("order_seed") == fields.get("seed") and "order_seed" in fields:
+        fields["order_seed"] = None
+    return content_id(canonical_json(fields))
 
 
 @lru_cache(maxsize=64)

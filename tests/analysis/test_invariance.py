@@ -130,9 +130,11 @@ def test_only_the_sweep_asked_for_is_read(tmp_path):
 
 def test_text_has_conclusion_map_and_summary(tmp_path):
     root = stored(tmp_path, pa.concat_tables([grid(bent, label_noise=0.25), grid(broken, label_noise=0.0)]))
-    text = verdict_text(root, "digits", invariance(root, "digits"))
-    parts = text.split("\n\n")
-    assert len(parts) == 5
+    verdicts = invariance(root, "digits")
+    parts = verdict_text(root, "digits", verdicts, in_full=True).split("\n\n")
     assert [p.split(" (")[0] for p in parts[:4]] == ["lambda_max"] * 4
     assert "geometric mean over 8 seeds" in parts[1]
     assert parts[4].startswith("lambda_max  label_noise 0.0   DIFFERENT")
+    short = verdict_text(root, "digits", verdicts).split("\n\n")
+    assert short[:-1] == parts[4:]
+    assert short[-1] == "with intervals and a map: isoratio invariance digits --metric lambda_max"

@@ -5,7 +5,7 @@ import pytest
 from planted import bent, grid
 from test_verdict import broken, only, replaced, spoil
 
-from analysis.report import conclusion, heat_map, summary
+from analysis.report import answer, conclusion, heat_map, summary
 from analysis.verdict import judge
 
 
@@ -57,7 +57,7 @@ def test_summary_is_one_line_each():
         "lambda_max  label_noise 0.0   DIFFERENT   holds up to lr 0.064 and is broken from lr 0.128",
         "lambda_max  label_noise 0.25  EQUIVALENT  holds up to lr 0.512",
     ]
-    assert summary([only(grid(bent, seeds=1))]) == "lambda_max  INCONCLUSIVE"
+    assert summary([only(grid(bent, seeds=1))]) == "lambda_max  INCONCLUSIVE  about 4 seeds would decide"
 
 
 def test_wrapped_to_the_width():
@@ -107,3 +107,11 @@ def test_heat_map_of_nothing():
     assert heat_map(grid(bent).slice(0, 0), "lambda_max") == ""
     alone = replaced(grid(bent), "lambda_max", [None] * 200)
     assert " -" in heat_map(alone, "lambda_max")
+
+
+def test_the_answer_names_what_is_equivalent_and_what_is_different():
+    verdicts = [only(grid(bent)), only(grid(broken))]
+    assert [v.verdict for v in verdicts] == ["equivalent", "different"]
+    same, other = answer(verdicts, width=200)
+    assert same == "Within the margin, only lr / batch size matters for lambda_max."
+    assert other == "More than lr / batch size matters, beyond the frontier above, for lambda_max."

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.sql import QueryError, sql
+from analysis.database import connect
+from analysis.sql import LOCK, QueryError, sql
 from trainables.store import StoreError
 
 
@@ -125,6 +128,32 @@ def test_no_way_out(store, tmp_path, query):
     assert "swordfish" not in str(refusal.value)
     assert snapshot(tmp_path) == before
     assert not outside.exists()
+
+
+@pytest.mark.parametrize("query", ESCAPES)
+def test_the_wall_holds_without_the_gate(store, tmp_path, query):
+    """What a statement may be is one question; that it can reach no file must not depend on the answer."""
+    before = snapshot(tmp_path)
+    text = query.format(secret=tmp_path / "secret.csv", store=store.root, outside=tmp_path / "outside")
+    with connect(store) as connection:
+        connection.execute(LOCK)
+        try:
+            connection.execute(text)
+            found = str(connection.fetchall())
+        except duckdb.Error as error:
+            found = str(error)
+    assert not re.search("swordfish|root:|PATH=", found)
+    assert snapshot(tmp_path) == before
+
+
+def test_the_wall_is_what_stops_them(store, tmp_path):
+    """The same statements do harm on a connection that is not locked: the tests above can fail."""
+    with connect(store) as connection:
+        text = f"WITH x AS (COPY (SELECT 1) TO '{tmp_path / 'outside'}') SELECT * FROM x"
+        assert connection.extract_statements(text)[0].type == duckdb.StatementType.SELECT
+        connection.execute(text)
+        assert (tmp_path / "outside").exists()
+        assert connection.execute(f"FROM read_csv('{tmp_path / 'secret.csv'}')").fetchall() == [("swordfish",)]
 
 
 def test_python_variables_are_out_of_reach(store):

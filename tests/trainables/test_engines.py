@@ -63,16 +63,26 @@ def test_a_trial_is_the_same_alone_in_any_pack_and_in_the_plain_loop(pack: list[
 
 
 @pytest.mark.parametrize("engine", ["fused", "vmap"])
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_neighbours_do_not_change_a_single_bit(engine: str, precision: str) -> None:
-    """Measured, curvature included: what lets a failed trial be run again alone."""
+@pytest.mark.parametrize(("precision", "rtol"), [("float32", 2e-3), ("float64", 1e-9)])
+def test_curvature_does_not_depend_on_the_neighbours(engine: str, precision: str, rtol: float) -> None:
+    """Not a claim about bits: kernels for one matrix and for many round differently in the last ones."""
     measure = Measure(at=[1], hessian={"top": 2, "trace_probes": 3, "examples": 20})
     pack = [trial(precision=precision, seed=s, lr=lr) for s in range(7) for lr in (0.01, 0.1, 0.2)]
     packed = endpoint(pack, engine, measure)
     for i in (0, 8, 20):
         alone = endpoint([pack[i]], engine, measure)
-        assert {k: v[i].item() for k, v in packed.items() if k != "memorized"} == {
-            k: v[0].item() for k, v in alone.items() if k != "memorized"
+        for name, values in packed.items():
+            np.testing.assert_allclose(alone[name][0], values[i], rtol=rtol, err_msg=name)
+
+
+def test_the_same_pack_gives_the_same_bits() -> None:
+    """What makes a resumed sweep equal to an uninterrupted one."""
+    measure = Measure(at=[1], hessian={"top": 2, "trace_probes": 3, "examples": 20})
+    pack = [trial(precision="float32", seed=s, lr=lr) for s in range(5) for lr in (0.01, 0.2)]
+    for engine in ("fused", "vmap", "loop"):
+        first, second = (endpoint(pack, engine, measure) for _ in range(2))
+        assert {k: v.tolist() for k, v in first.items() if k != "memorized"} == {
+            k: v.tolist() for k, v in second.items() if k != "memorized"
         }
 
 

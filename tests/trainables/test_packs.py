@@ -41,7 +41,7 @@ def stored(sweep: SweepStore, name: str) -> list[dict[str, object]]:
 
 
 def test_a_pack_is_read_back_as_planned(tmp_path: Path) -> None:
-    trials = [trial(seed=s) for s in range(3)]
+    trials = [trial(seed=s, order_seed=o) for s, o in ((0, None), (1, 7), (2**63 - 1, 0))]
     pack = Pack.of(planned(tmp_path, trials, "fused").read_pack("p"))
     assert pack.trials == tuple(trials)
     assert pack.measure == MEASURE

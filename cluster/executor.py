@@ -1,0 +1,89 @@
+"""The contract that every executor keeps, and the events by which it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+Item = TypeVar("Item")
+
+Work = Callable[[Item], Iterator[float]]
+"""Runs one item and yields the fraction done, 0 to 1, now and then. It stores its results itself."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """Work on an item begins."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """So much of an item is done."""
+
+    index: int
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Work on an item came to its end."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Work on an item raised, or the process that ran it died.
+
+    Attributes:
+        cause: "exception" where Python raised; "crash" where the process was killed, ran out of memory or crashed.
+        error: the traceback, or what is known of the process's end.
+    """
+
+    index: int
+    cause: Literal["exception", "crash"]
+    error: str
+
+
+Event = Started | Progress | Finished | Failed
+"""What happens to the item at ``index`` of the sequence given to :meth:`Executor.run`."""
+
+
+class ClusterError(ValueError):
+    """Ray cannot be reached at an address, or cannot give what an item needs."""
+
+
+class Executor(Protocol):
+    """Runs a callable over items.
+
+    Invariants, which one suite of tests asks of every executor:
+
+    - Items start in the order given; those that start at the same moment, in any order.
+    - An item that starts has one ``Started``, any number of ``Progress``, then one ``Finished`` or ``Failed``.
+      An item that never starts has no event.
+    - An item that fails changes nothing for the others. Nothing is tried again.
+    - Once ``stop()`` is true no further item starts; those that run come to their end.
+    - ``on_event`` and ``stop`` are called in the thread that called ``run``, and what they raise leaves ``run``.
+    - When ``run`` is left, by return or by exception, nothing that it started is still running.
+    """
+
+    def run(
+        self,
+        work: Work[Item],
+        items: Sequence[Item],
+        *,
+        on_event: Callable[[Event], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        """Runs ``work(item)`` for each item and returns when all that started are settled.
+
+        Args:
+            work: a function of a module, or a ``functools.partial`` of one.
+            items: small values that pickle, those to start first in front.
+            on_event: hears of every event.
+            stop: asked before an item starts.
+        """
+        ...

@@ -1,0 +1,94 @@
+"""The half of a Tune run that lives in a worker process.
+
+This module is sent to the workers by value: Ray puts the driver's working directory first on their import path, where
+a user's own ``cluster/`` or ``analysis/`` would be found instead of ours. So nothing of ours may be imported before
+:func:`enter` has put that right, and this module needs nothing but Ray and the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from typing import Any
+
+from ray import tune
+
+REPORT_EVERY = 0.5
+"""Seconds between two reports of one item: a report costs the driver milliseconds."""
+
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""Libraries read these when they are imported, which is when the work is."""
+
+
+class ItemTrainable(tune.Trainable):
+    """Runs one item as one Tune trial; reused, it runs the next.
+
+    The first step reports that the item is ready and does nothing, so that the driver can still say stop.
+    """
+
+    def setup(self, config: dict[str, Any], job: bytes, directory: str, threads: int) -> None:
+        """Enters ``directory``. ``job`` is the pickled pair (work, items)."""
+        os.environ.update(dict.fromkeys(THREADS, str(threads)))
+        enter(directory)
+        self.job = job
+        self.loaded: tuple[Callable[[Any], Iterator[float]], Sequence[Any]] | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Makes the next item ready."""
+        self.index: int = new_config["index"]
+        self.ready = False
+        self.fractions: Iterator[float] | None = None
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Runs on until a report is due, or to the end of the item."""
+        if not self.ready:
+            self.ready = True
+            return {"ready": True}
+        due = time.monotonic() + REPORT_EVERY
+        try:
+            for fraction in self.running():
+                if time.monotonic() >= due:
+                    return {"fraction": float(fraction)}
+        except (Exception, SystemExit):
+            self.fractions = None
+            return {"done": True, "error": traceback.format_exc()}
+        self.fractions = None  # what the work holds goes before the next item comes
+        return {"done": True}
+
+    def running(self) -> Iterator[float]:
+        """The work on this item, begun where it has not."""
+        if self.fractions is None:
+            self.loaded = self.loaded or pickle.loads(self.job)  # an import that fails is the item's failure
+            work, items = self.loaded
+            self.fractions = iter(work(items[self.index]))
+        return self.fractions
+
+
+def enter(directory: str) -> None:
+    """Makes ``directory`` the working directory where it exists, importable after everything else."""
+    sys.path[:] = [entry for entry in sys.path if entry != directory]
+    sys.meta_path.append(LastDirectory(directory))
+    if os.path.isdir(directory):
+        os.chdir(directory)
+
+
+class LastDirectory:
+    """Finds modules in one directory when nobody else does.
+
+    An entry at the end of ``sys.path`` would still come before packages that are installed as editable.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """The specification of a top-level module in the directory, or None."""
+        return PathFinder.find_spec(name, [self.directory]) if path is None else None

@@ -1,0 +1,229 @@
+"""The points of a grid: every combination of its axes, each trial once, with its identity."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.axes import MAX_POINTS
+from orchestrator.explain import did_you_mean
+from trainables.registry import resolve, train_size
+from trainables.schema import CONFIGURATION
+from trainables.settings import step_of
+from trainables.trial import FIELDS, REFERENCES, SEMANTICS, canonical_json, identity_fields, round_lr
+
+if TYPE_CHECKING:
+    from orchestrator.sweepfile import SweepFile
+
+Axes = Mapping[str, Sequence[Any]]
+"""Field -> its values, for every field of a trial; of lr, batch_size and ratio any two."""
+
+RATES = ("lr", "batch_size", "ratio")
+"""ratio = lr / batch_size: any two of these fix the third."""
+
+COLUMNS = (*FIELDS, "ratio")
+"""What a ``where`` condition may mention."""
+
+WHOLE = 1e-6
+"""How far, relatively, lr / ratio may lie from a whole batch size."""
+
+_TYPES = {f.name: f.type for f in CONFIGURATION} | {"ratio": pa.float64()}
+_SANDBOX: dict[str, Any] = {
+    "enable_external_access": "false",
+    "python_enable_replacements": "false",
+    "lock_configuration": "true",
+}
+
+
+def expand(sweep: SweepFile) -> pa.Table:
+    """Every trial of a sweep once: trial_id, measure_id and the configuration.
+
+    The order is that of ``FIELDS`` and of the values, the last axis varying fastest.
+    """
+    parts = {field: f"{field}_json" for field in FIELDS}
+    parts["order_seed"] = "CASE WHEN order_seed = seed THEN '\"order_seed\":null' ELSE order_seed_json END"
+    parts["semantics"] = f"'{canonical_json({'semantics': SEMANTICS})[1:-1]}'"
+    joined = ", ".join(parts[key] for key in sorted(parts))
+    identity = f"sha256('{{' || concat_ws(',', {joined}) || '}}')[:32] AS trial_id"
+    measure, axes = f"'{sweep.measure.measure_id}' AS measure_id", sweep.axes
+    trials = _select(points(axes, identities=True), f"{identity}, {measure}, {', '.join(FIELDS)}", sweep.where)
+    if axes["order_seed"] == [None]:
+        return trials
+    _, first = np.unique(trials["trial_id"].to_numpy(), return_index=True)  # an order seed may be the seed itself
+    return trials.take(np.sort(first))
+
+
+def size(axes: Axes) -> int:
+    """Number of combinations, those that coincide counted apart."""
+    return math.prod(len(values) for values in axes.values())
+
+
+def distinct_size(axes: Axes) -> int:
+    """Number of distinct points."""
+    return math.prod(len(axis.rows) for axis in _independent(axes))
+
+
+def points(axes: Axes, *, identities: bool = False) -> pa.Table:
+    """One row per distinct point: ``COLUMNS``; with identities also each field's part of them, as ``<field>_json``."""
+    independent = list(_independent(axes))
+    columns = {}
+    before, after = 1, math.prod(len(axis.rows) for axis in independent)
+    for axis in independent:
+        n = len(axis.rows)
+        after //= n
+        indices = pa.array(np.tile(np.repeat(np.arange(n, dtype=np.int32), after), before))
+        before *= n
+        for field, values in zip(axis.fields, zip(*axis.rows, strict=True), strict=True):
+            columns[field] = pa.DictionaryArray.from_arrays(indices, pa.array(values, _TYPES[field]))
+            if identities and field in FIELDS:
+                parts = pa.array(_identity_parts(field, values), pa.string())
+                columns[f"{field}_json"] = pa.DictionaryArray.from_arrays(indices, parts)
+    return pa.table(columns)
+
+
+def findings(axes: Axes, where: str | None) -> Iterator[Finding]:
+    """What is wrong with a grid whose values are each right by themselves."""
+    if size(axes) > MAX_POINTS:
+        yield Finding("grid", None, f"the grid has {size(axes):,} points: at most {MAX_POINTS:,} are allowed")
+        return
+    if broken := list(_broken_rates(axes)):
+        yield from broken
+        return
+    if where is not None and (text := _condition_error(where)):
+        yield Finding("where", None, text)
+        return
+    yield from _empty_or_oversized(axes, where)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a grid.
+
+    Attributes:
+        field: what it is about: a field, ``grid`` or ``where``.
+        value: which of the field's values; None for all of them.
+        text: what is wrong and what is allowed.
+    """
+
+    field: str
+    value: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Fields that vary together, one row per value."""
+
+    fields: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+def _independent(axes: Axes) -> Iterator[_Axis]:
+    """The axes with every value once: lr, batch_size and ratio as one of them, all fixed fields as another."""
+    distinct = {f: [(v,) for v in dict.fromkeys(axes[f])] for f in FIELDS if f not in {"lr", "batch_size"}}
+    fixed = {field: rows[0][0] for field, rows in distinct.items() if len(rows) == 1}
+    yield _Axis(tuple(fixed), [tuple(fixed.values())])
+    rates = dict.fromkeys((lr, batch_size, round_lr(lr / batch_size)) for lr, batch_size in _rates(axes))
+    for field in FIELDS:
+        if field == "lr":
+            yield _Axis(RATES, list(rates))
+        elif field in distinct and field not in fixed:
+            yield _Axis((field,), distinct[field])
+
+
+def _rates(axes: Axes) -> Iterator[tuple[float, int]]:
+    """All pairs of learning rate and batch size."""
+    if "ratio" not in axes:
+        return ((round_lr(lr), batch_size) for lr, batch_size in product(axes["lr"], axes["batch_size"]))
+    if "lr" not in axes:
+        return ((round_lr(ratio * b), b) for ratio, b in product(axes["ratio"], axes["batch_size"]))
+    return ((round_lr(lr), round(lr / ratio)) for lr, ratio in product(axes["lr"], axes["ratio"]))
+
+
+def _broken_rates(axes: Axes) -> Iterator[Finding]:
+    """Pairs that give no batch size, one finding per learning rate."""
+    if "batch_size" in axes:
+        return
+    for lr in axes["lr"]:
+        for ratio in axes["ratio"]:
+            batch_size = lr / ratio
+            if not 0.5 <= batch_size < 2**63 or abs(batch_size - round(batch_size)) > WHOLE * batch_size:
+                text = f"lr {lr} / ratio {ratio} gives batch size {batch_size:.6g}: it must be a whole number >= 1"
+                yield Finding("lr", lr, f"{text}; give batch_size and one of the two instead")
+                break
+
+
+def _empty_or_oversized(axes: Axes, where: str | None) -> Iterator[Finding]:
+    try:
+        runs = _select(points(axes), "DISTINCT dataset, batch_size, epochs", where).sort_by("batch_size").to_pylist()
+    except duckdb.Error as error:
+        yield Finding("where", None, f"the condition cannot be evaluated: {_first_line(error)}")
+        return
+    if not runs:
+        yield Finding("where", None, f"no point is left: the condition holds for none of {size(axes):,}")
+    for run in runs:
+        n, batch_size, epochs = train_size(run["dataset"]), run["batch_size"], run["epochs"]
+        if n is not None and batch_size > n:
+            text = f"batch size {batch_size} exceeds the training set of {run['dataset']}: at most {n} is allowed"
+            yield Finding("batch_size", batch_size, text)
+        elif n is not None and step_of(epochs, n, batch_size) == 0:
+            text = f"{epochs:g} epochs of {n} examples are not one step at batch size {batch_size}"
+            yield Finding("epochs", epochs, f"{text}: more than {0.5 * batch_size / n:.2g} are needed")
+
+
+def _condition_error(where: str) -> str | None:
+    """What is wrong with a condition, before it is evaluated."""
+    nothing = pa.schema([(name, _TYPES[name]) for name in COLUMNS]).empty_table()
+    with duckdb.connect(config=_SANDBOX) as connection:
+        rows = connection.from_arrow(nothing)
+        try:
+            kinds = rows.select(duckdb.SQLExpression(where)).types
+            rows.filter(duckdb.SQLExpression(where)).fetchall()
+        except duckdb.Error as error:
+            unknown = re.search(r'Referenced column "(.+?)" not found', str(error))
+            if unknown:
+                hint = did_you_mean(unknown[1], COLUMNS)
+                return f"unknown column {unknown[1]!r}: columns are {', '.join(COLUMNS)}{hint}"
+            return f"not a condition in SQL: {_first_line(error)}"
+        changing = {n for (n,) in connection.sql(_CHANGING).fetchall()} & set(re.findall(r"(\w+)\s*\(", where.lower()))
+    if changing:
+        return f"{changing.pop()}() gives something else each time: the points of a grid must not change"
+    if kinds != ["BOOLEAN"]:
+        return f"should be one condition, true or false; this is {', '.join(map(str, kinds))}"
+    return None
+
+
+_CHANGING = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _identity_parts(field: str, values: Sequence[Any]) -> list[str | None]:
+    """Each value's part of the canonical JSON behind ``trial_id``; None where it does not enter."""
+    if field in REFERENCES:
+        texts = [canonical_json(v if v is None else resolve(field, v).identity) for v in values]  # type: ignore[arg-type]
+    else:
+        texts = canonical_json(values)[1:-1].split(",")  # numbers and names: none has a comma
+    return [f'"{field}":{t}' if identity_fields({field: v}) else None for v, t in zip(values, texts, strict=True)]
+
+
+def _select(rows: pa.Table, what: str, where: str | None) -> pa.Table:
+    """Some columns of the rows for which a condition of the user's holds, without access to anything else."""
+    with duckdb.connect(config=_SANDBOX) as connection:
+        connection.register("points", rows)
+        kept = connection.sql("FROM points")
+        if where is not None:
+            kept = kept.filter(duckdb.SQLExpression(where))
+        selected = kept.query("kept", f"SELECT {what} FROM kept")
+        assert selected is not None
+        return selected.to_arrow_table()

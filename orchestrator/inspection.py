@@ -1,0 +1,53 @@
+"""One trial again, alone, in this process: for looking into it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trainables.packs import Pack, run
+from trainables.store import Store, StoreError
+
+
+def run_trial(sweep: str, trial_id: str, store: str | Path = "results") -> list[dict[str, Any]]:
+    """Trains one planned trial again and returns what it measures; nothing is stored.
+
+    Args:
+        sweep: its name.
+        trial_id: as in `trials`; its first digits suffice where no other trial has them.
+        store: directory of the store.
+
+    Returns:
+        rows step, epoch, statistic, value, error; last one row with the status.
+
+    Raises:
+        StoreError: no such sweep or trial, or several.
+        Exception: whatever the trial raises, with its own traceback.
+    """
+    there = Store(store).existing(sweep)
+    plan = pq.read_table(there.plan_path) if there.plan_path.exists() else None
+    if plan is None:
+        raise StoreError(f"sweep {sweep!r} was imported: its trials cannot be run here")
+    rows = plan.filter(pc.starts_with(plan["trial_id"], trial_id))
+    found = sorted(set(rows["trial_id"].to_pylist()))
+    if len(found) != 1:
+        known = f"{len(found)} trials begin so" if found else "there is none; SELECT trial_id FROM plan shows all"
+        raise StoreError(f"trial {trial_id!r} of {sweep!r}: {known}")
+    pack = Pack.of(rows.slice(0, 1))
+    training = run(replace(pack, rounds=pack.rounds[:1]), threads=1)
+    while True:
+        try:
+            next(training)
+        except StopIteration as end:
+            outcome = end.value
+            break
+    if outcome.failures:
+        raise RuntimeError(f"trial {found[0]} fails:\n{outcome.failures[0]}")
+    ended = outcome.trials[0]
+    curves = [{k: row[k] for k in ("step", "epoch", "statistic", "value", "error")} for row in outcome.curves]
+    last = {"step": ended.get("steps"), "epoch": ended["epochs_done"], "statistic": f"status: {ended['status']}"}
+    return [*curves, last | {"value": None, "error": None}]

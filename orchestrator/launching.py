@@ -1,0 +1,317 @@
+"""Launching a sweep: reconcile, plan, run what is missing, try again what failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cluster.executor import Event, Executor, Failed, Finished, Progress, Started
+from orchestrator.lock import launch_lock
+from orchestrator.progress import Reporter, Tally, count_pack
+from orchestrator.reconcile import Reconciliation, reconcile
+from orchestrator.sweepfile import SweepFile, load
+from trainables.packs import PackItem, plan_metadata, record_crash, run_pack, thread_count
+from trainables.schema import Status
+from trainables.store import Store, StoreError, SweepStore, replace
+
+ExecutorKind = Literal["ray", "inline"]
+
+
+@dataclass(frozen=True)
+class LaunchResult:
+    """How a launch ended.
+
+    Attributes:
+        sweep: its name.
+        planned: trials of the sweep.
+        done: how many of them finished or diverged.
+        diverged: how many diverged.
+        failed: how many failed as often as they may.
+        ran: trials that this launch ran.
+        seconds: wall time.
+        stopped: whether it was asked to stop before it was through.
+        detached: whether it goes on in the background.
+    """
+
+    sweep: str
+    planned: int = 0
+    done: int = 0
+    diverged: int = 0
+    failed: int = 0
+    ran: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+    detached: bool = False
+
+    def text(self) -> str:
+        """A closing line, with what to do next."""
+        if self.detached:
+            return (
+                f"{self.sweep} goes on in the background: `isoratio status {self.sweep}`, "
+                f"`isoratio logs {self.sweep} --follow`, `isoratio stop {self.sweep}`"
+            )
+        head = (
+            f"{self.sweep}: {self.done}/{self.planned} trials done ({self.diverged} diverged), {self.failed} failed; "
+            f"this launch ran {self.ran} in {self.seconds:.1f} s"
+        )
+        if self.done + self.failed < self.planned:
+            return f"{head}\ngo on with: isoratio resume {self.sweep}"
+        if self.failed:
+            why = f"SELECT trial_id, error FROM trials WHERE sweep = '{self.sweep}' AND status = 'failed'"
+            return f'{head}\nsee why with: isoratio sql "{why}"\ntry them again with: isoratio resume {self.sweep}'
+        return f"{head}\nnext: isoratio invariance {self.sweep}"
+
+
+def launch(
+    file: str | Path,
+    store: str | Path = "results",
+    *,
+    address: str | None = None,
+    detach: bool = False,
+    executor: ExecutorKind = "ray",
+    limit: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> LaunchResult:
+    """Runs what the store lacks of a sweep file; nothing that is committed runs again.
+
+    Args:
+        file: the sweep file, YAML or TOML.
+        store: directory of the store; made where it does not exist.
+        address: a running Ray, "auto" or "host:port"; None starts one on this machine.
+        detach: leave a process behind that goes on, and return.
+        executor: "ray", or "inline": in this process.
+        limit: run at most so many trials.
+        should_stop: asked now and then; once true, no further pack starts and running ones are committed.
+
+    Raises:
+        SweepFileError: everything wrong with the file.
+        SweepChangedError: the store holds another sweep of this name.
+        LaunchHeldError: another launch holds the sweep.
+    """
+    began = time.monotonic()
+    sweep, held = load(file), Store(store)
+    there = held.sweep(sweep.name)
+    if detach:
+        return _detached(Path(file), there, address, executor, limit)
+    with launch_lock(there):
+        there.stop_path.unlink(missing_ok=True)
+        return _Launch(sweep, held, _executor(sweep, address, executor), limit, should_stop).run(began)
+
+
+def resume(
+    sweep: str,
+    store: str | Path = "results",
+    *,
+    address: str | None = None,
+    detach: bool = False,
+    executor: ExecutorKind = "ray",
+    limit: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> LaunchResult:
+    """Launches a sweep again with the sweep file kept in the store; see :func:`launch`.
+
+    Raises:
+        StoreError: no such sweep, or one that was imported.
+    """
+    file = Store(store).existing(sweep).sweep_file()
+    if file is None:
+        raise StoreError(f"sweep {sweep!r} was imported: it has no sweep file to go on with")
+    return launch(file, store, address=address, detach=detach, executor=executor, limit=limit, should_stop=should_stop)
+
+
+def stop(sweep: str, store: str | Path = "results") -> bool:
+    """Asks a running launch to stop once its running packs are committed; returns whether there is one."""
+    from analysis.status import status
+
+    there = Store(store).existing(sweep)
+    if status(store, sweep)[0]["state"] != "running":
+        return False
+    there.stop_path.touch()
+    return True
+
+
+def logs(sweep: str, store: str | Path = "results", *, follow: bool = False) -> Iterator[str]:
+    """Lines of the log of a sweep's launches; with ``follow``, for as long as one is running.
+
+    Raises:
+        StoreError: no such sweep.
+    """
+    from analysis.status import status
+
+    path = Store(store).existing(sweep).log_path / "launch.log"
+    if not path.exists():
+        return
+    with path.open() as file:
+        while True:
+            running = follow and status(store, sweep)[0]["state"] == "running"
+            yield from file
+            if not running:
+                return
+            time.sleep(0.5)
+
+
+def remove(sweep: str, store: str | Path = "results") -> None:
+    """Deletes a sweep and all its rows, unless a launch holds it."""
+    there = Store(store).existing(sweep)
+    with launch_lock(there):
+        gone = there.path.with_name(f".{sweep}.{os.getpid()}.removed")
+        there.path.rename(gone)  # at once invisible, whatever happens while files go
+    shutil.rmtree(gone)
+
+
+class _Launch:
+    """One launch that holds the lock."""
+
+    def __init__(
+        self, sweep: SweepFile, store: Store, executor: Executor, limit: int | None, should_stop: Callable[[], bool]
+    ) -> None:
+        self.sweep, self.store, self.executor = sweep, store, executor
+        self.there = store.sweep(sweep.name)
+        self.limit, self.should_stop = limit, should_stop
+
+    def run(self, began: float) -> LaunchResult:
+        todo = reconcile(self.sweep, self.store, limit=self.limit, retry_failed=True)
+        self._write_plan(todo)
+        for reuse in todo.reuse:
+            reuse.commit(self.store, self.there)
+        self.tally = _tally(todo, self.there)
+        with Reporter(self.there, self.tally) as self.reporter:
+            self.reporter.say(_opening(todo, self.sweep))
+            try:
+                failed = self._rounds(todo)
+            except BaseException:
+                self.reporter.beat("stopped")
+                raise
+            stopped = self._stopping() and bool(self.tally.pending)
+            self.reporter.beat("stopped" if stopped else "complete")
+        self.there.stop_path.unlink(missing_ok=True)
+        counts = self.tally.counts
+        result = LaunchResult(
+            self.sweep.name,
+            self.tally.planned,
+            self.tally.done,
+            counts[Status.DIVERGED],
+            failed,
+            self.tally.done_here,
+            time.monotonic() - began,
+            stopped,
+        )
+        self.reporter.log(result.text())
+        return result
+
+    def _rounds(self, todo: Reconciliation) -> int:
+        """Runs packs, and again what failed, until nothing is left that may be tried; returns what has failed."""
+        while todo.to_run and not self._stopping():
+            self._run_packs(todo)
+            if self.limit is not None or not self.tally.pending:
+                break
+            todo = reconcile(self.sweep, self.store, retry_failed=False)
+            if todo.to_run:
+                self.reporter.say(f"trying {sum(todo.packs['trials'].to_pylist())} failed trials again")
+                self._write_plan(todo)
+                self.tally.extend(todo.packs["cost"].to_pylist())
+        final = reconcile(self.sweep, self.store, retry_failed=False)
+        self.tally.counts[Status.FAILED] = len(final.failed)
+        return len(final.failed)
+
+    def _run_packs(self, todo: Reconciliation) -> None:
+        packs = todo.packs.select(["pack_id", "cost"]).to_pylist()
+        threads = thread_count(self.sweep.resources.cpu)
+        root, gpu = str(self.store.root), self.sweep.resources.gpu > 0
+        items = [PackItem(root, self.sweep.name, pack["pack_id"], threads, gpu) for pack in packs]
+
+        def on_event(event: Event) -> None:
+            self._count(event, items[event.index], packs[event.index]["cost"])
+
+        self.executor.run(run_pack, items, on_event=on_event, stop=self._stopping)
+
+    def _count(self, event: Event, item: PackItem, cost: float) -> None:
+        if isinstance(event, Started):
+            self.tally.running[item.pack_id] = (cost, 0.0)
+        elif isinstance(event, Progress):
+            self.tally.running[item.pack_id] = (cost, event.fraction)
+        else:
+            assert isinstance(event, Finished | Failed)
+            if isinstance(event, Failed):
+                record_crash(item, event.error)
+                self.reporter.say(f"pack {item.pack_id}: {event.error.strip().splitlines()[-1]}")
+            self.tally.settle(item.pack_id, cost, count_pack(self.there, item.pack_id))
+
+    def _stopping(self) -> bool:
+        """Whether to start nothing more; workers see the request in the store."""
+        if self.there.stop_path.exists():
+            return True
+        if self.should_stop():
+            self.there.stop_path.touch()
+            return True
+        return False
+
+    def _write_plan(self, todo: Reconciliation) -> None:
+        """Keeps the sweep file, then the plan: the plan is what makes the sweep exist."""
+        kept = self.there.path / f"sweep{self.sweep.suffix}"
+        text = self.sweep.text.encode()
+        if not kept.exists() or kept.read_bytes() != text:
+            replace(kept, text)
+        self.there.write_plan(todo.plan().replace_schema_metadata(plan_metadata(self.sweep.measure)))
+
+
+def _tally(todo: Reconciliation, there: SweepStore) -> Tally:
+    counts: dict[str, int] = dict.fromkeys(Status, 0)
+    for pack in there.committed_packs():
+        for status, n in count_pack(there, pack).items():
+            counts[Status(status)] += n
+    return Tally(todo.grid.num_rows, counts, sum(todo.packs["cost"].to_pylist()))
+
+
+def _opening(todo: Reconciliation, sweep: SweepFile) -> str:
+    trials = sum(todo.packs["trials"].to_pylist())
+    reused = sum(len(r.trial_ids) for r in todo.reuse)
+    parts = [f"{sweep.name}: {todo.grid.num_rows} trials planned, {todo.done} done before"]
+    parts += [f"{reused} reused from other sweeps"] if reused else []
+    return f"{', '.join(parts)}; running {trials} in {todo.packs.num_rows} packs"
+
+
+def _executor(sweep: SweepFile, address: str | None, kind: ExecutorKind) -> Executor:
+    if kind == "inline":
+        from cluster.inline import InlineExecutor
+
+        return InlineExecutor()
+    from cluster.tune import TuneExecutor
+
+    return TuneExecutor(address, sweep.resources.cpu, sweep.resources.gpu)
+
+
+def _detached(
+    file: Path, there: SweepStore, address: str | None, executor: ExecutorKind, limit: int | None
+) -> LaunchResult:
+    """Leaves a driver behind that outlives the terminal, and waits until its plan is written.
+
+    Raises:
+        ValueError: with what the driver said, where it ended before that.
+    """
+    command = [sys.executable, "-P", "-m", "orchestrator.cli", "launch", str(file), "--store", str(there.root)]
+    command += ["--executor", executor]
+    command += ["--address", address] if address else []
+    command += ["--limit", str(limit)] if limit else []
+    there.log_path.mkdir(parents=True, exist_ok=True)
+    output = there.log_path / "detached.txt"  # what is not for the log: warnings, a traceback
+    with output.open("wb") as out:
+        driver = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+    while not _has_begun(there, driver.pid):
+        if driver.poll() is not None:
+            raise ValueError(f"the launch in the background ended at once:\n{output.read_text().strip()}")
+        time.sleep(0.05)
+    return LaunchResult(there.name, detached=True)
+
+
+def _has_begun(there: SweepStore, pid: int) -> bool:
+    heartbeat = there.log_path / "launch.json"
+    return heartbeat.exists() and json.loads(heartbeat.read_bytes())["pid"] == pid

@@ -1,0 +1,38 @@
+"""Rows of the many Parquet files of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from trainables.schema import TABLES
+from trainables.store import DamagedStoreError, SweepStore
+
+
+def files_of(sweep: SweepStore, table: str) -> list[Path]:
+    """The files that hold a table of a sweep."""
+    if table == "plan":
+        return [sweep.plan_path] if sweep.plan_path.exists() else []
+    return sorted((sweep.path / table).glob("*.parquet"))
+
+
+def select(connection: duckdb.DuckDBPyConnection, query: str, files: Sequence[Path], table: str) -> pa.Table:
+    """What a query finds in ``rows``: all rows of some files of a table; without files there are none.
+
+    Raises:
+        DamagedStoreError: a file cannot be read.
+    """
+    connection.register("nothing", TABLES[table].empty_table())
+    rows = "read_parquet($files, union_by_name => $widest)" if files else "nothing"
+    widest = "SELECT *" in query  # only then do the columns of plug-in metrics matter, and finding them takes long
+    parameters = {"files": [str(f) for f in files], "widest": widest} if files else {}
+    try:
+        return connection.sql(f"WITH rows AS (FROM {rows}) {query}", params=parameters).to_arrow_table()
+    except duckdb.Error as error:
+        if not files:
+            raise
+        what = str(error).partition("\n")[0]
+        raise DamagedStoreError(f"{files[0].parent}: {what}; `isoratio verify` finds what is damaged") from error

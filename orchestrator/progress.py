@@ -1,0 +1,199 @@
+"""How a launch is going: counted from the store, shown on the terminal, written where other terminals look."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, TextIO
+
+import pyarrow.parquet as pq
+
+from trainables.schema import Status
+from trainables.store import SweepStore, replace
+
+BEAT_SECONDS = 1.0
+LINE_SECONDS = 10.0
+BAR_SECONDS = 0.25
+
+
+@dataclass
+class Tally:
+    """Counts of a launch.
+
+    Attributes:
+        planned: trials of the whole sweep.
+        counts: trials by how they ended, those of earlier launches included.
+        cost: what this launch has to do, in the plan's relative unit.
+        done_cost: what it has done.
+        running: pack -> (its cost, the fraction done).
+    """
+
+    planned: int
+    counts: dict[str, int]
+    cost: float
+    done_cost: float = 0.0
+    done_here: int = 0
+    running: dict[str, tuple[float, float]] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def done(self) -> int:
+        """Trials that finished or diverged."""
+        return self.counts[Status.FINISHED] + self.counts[Status.DIVERGED]
+
+    @property
+    def pending(self) -> int:
+        """Trials that neither finished nor diverged."""
+        return self.planned - self.done
+
+    def extend(self, costs: Iterable[float]) -> None:
+        """Adds packs to do."""
+        self.cost += sum(costs)
+
+    def settle(self, pack_id: str, cost: float, committed: Mapping[str, int]) -> None:
+        """Counts a pack that came to its end."""
+        self.running.pop(pack_id, None)
+        self.done_cost += cost
+        for status, trials in committed.items():
+            self.counts[status] += trials
+            self.done_here += trials
+
+    @property
+    def trials_per_second(self) -> float | None:
+        """Of this launch; None before the first trial is done."""
+        elapsed = time.monotonic() - self.started
+        return self.done_here / elapsed if self.done_here and elapsed else None
+
+    @property
+    def fraction(self) -> float:
+        """Of this launch's cost, running packs included."""
+        done = self.done_cost + sum(cost * part for cost, part in self.running.values())
+        return min(1.0, done / self.cost) if self.cost else 1.0
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds to go, None while nothing can be told."""
+        elapsed = time.monotonic() - self.started
+        return elapsed * (1 / self.fraction - 1) if self.fraction else None
+
+    def line(self) -> str:
+        """One line for people."""
+        counts = f"{self.counts[Status.DIVERGED]} diverged, {self.counts[Status.FAILED]} failed"
+        rate = f", {self.trials_per_second:.3g} trials/s" if self.trials_per_second else ""
+        eta = f", {_duration(self.eta_seconds)} to go" if self.eta_seconds is not None and self.fraction < 1 else ""
+        return f"{self.done}/{self.planned} trials done ({self.fraction:.0%} of this launch), {counts}{rate}{eta}"
+
+
+class Reporter:
+    """Shows a tally while it changes: a bar on a terminal, a line every 10 s elsewhere, a heartbeat in the store."""
+
+    def __init__(self, sweep: SweepStore, tally: Tally, stream: TextIO | None = None) -> None:
+        self.sweep, self.tally = sweep, tally
+        self.stream = sys.stderr if stream is None else stream
+        self.launch_id = secrets.token_hex(6)
+        self.began = datetime.now(UTC).isoformat("T", "seconds")
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._bar = _bar(self.stream, tally) if self.stream.isatty() else None
+
+    def __enter__(self) -> Reporter:
+        self.beat("running")
+        if self._bar is not None:
+            self._bar.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._bar is not None:
+            self._update_bar()
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A message for people: to the terminal and to the log."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self.stream, flush=True)
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        """A line of the sweep's log."""
+        with (self.sweep.log_path / "launch.log").open("a") as file:
+            file.write(f"{datetime.now(UTC).isoformat('T', 'seconds')} {text}\n")
+
+    def beat(self, state: str) -> None:
+        """Writes the heartbeat that `isoratio status` reads."""
+        content = {
+            "launch_id": self.launch_id,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": self.began,
+            "updated": time.time(),
+            "state": state,
+            "running_packs": sorted(self.tally.running),
+            "trials_done": self.tally.done,
+            "trials_per_second": self.tally.trials_per_second,
+            "eta_seconds": self.tally.eta_seconds if state == "running" else None,
+        }
+        replace(self.sweep.log_path / "launch.json", json.dumps(content).encode())
+
+    def _watch(self) -> None:
+        next_beat = next_line = time.monotonic() + BEAT_SECONDS
+        while not self._over.wait(BAR_SECONDS):
+            now = time.monotonic()
+            if self._bar is not None:
+                self._update_bar()
+            if now >= next_beat:
+                next_beat = now + BEAT_SECONDS
+                self.beat("running")
+            if now >= next_line:
+                next_line = now + LINE_SECONDS
+                self.log(self.tally.line())
+                if self._bar is None:
+                    print(self.tally.line(), file=self.stream, flush=True)
+
+    def _update_bar(self) -> None:
+        assert self._bar is not None
+        self._bar.update(self._bar.task_ids[0], completed=self.tally.fraction, line=self.tally.line())
+
+
+def count_pack(sweep: SweepStore, pack_id: str) -> Mapping[str, int]:
+    """Trials of a pack by status, as committed; empty where it is not."""
+    path = sweep.path / "trials" / f"{pack_id}.parquet"
+    if not path.exists():
+        return {}
+    statuses = pq.read_table(path, columns=["status"]).column("status").to_pylist()
+    return {status: statuses.count(status) for status in set(statuses)}
+
+
+def _bar(stream: TextIO, tally: Tally) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    bar = Progress(
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[line]}", markup=False),
+        console=Console(file=stream),
+        transient=True,
+    )
+    bar.add_task("", total=1.0, line=tally.line())
+    return bar
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

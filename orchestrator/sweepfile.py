@@ -1,0 +1,269 @@
+"""The sweep file: its model, how it is read, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+
+from orchestrator.axes import check_value, expand_axis
+from orchestrator.explain import explain, unknown_key
+from orchestrator.grid import COLUMNS, RATES, Axes, Finding, findings
+from orchestrator.source import Place, Problem, Source, SweepFileError, read
+from trainables.registry import can_fuse, resolve
+from trainables.schema import STATISTICS
+from trainables.settings import STRICT, Hessian, Measure
+from trainables.store import SWEEP_NAME
+from trainables.trial import Trial
+
+__all__ = ["SweepFile", "SweepFileError", "init", "load"]
+
+STARTER = Path(__file__).with_name("starter.yaml")
+
+Engine = Literal["auto", "loop", "vmap", "fused"]
+
+
+class Resources(BaseModel):
+    """What one pack takes of a cluster; fractions share a device."""
+
+    model_config = STRICT
+    cpu: Annotated[float, Field(ge=0)] = 1.0
+    gpu: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Packing(BaseModel):
+    """How trials are trained together."""
+
+    model_config = STRICT
+    max_trials: Annotated[int, Field(ge=1, le=4096)] = 64
+    engine: Engine = "auto"
+
+
+class SweepFile(BaseModel):
+    """A sweep file that is right, every value checked and every axis written out.
+
+    Attributes:
+        dataset: name or canonical JSON; None where it is an axis of the grid.
+        train: fixed settings of the trials, fields of ``Trial`` or ``ratio``.
+        grid: axes, likewise.
+        where: SQL condition over the points of the grid.
+        margins: metric -> equivalence margin.
+        retries: how often a trial that failed is tried again.
+    """
+
+    model_config = STRICT
+    name: Annotated[str, Field(pattern=f"^{SWEEP_NAME.pattern}$")]
+    dataset: str | None = None
+    train: dict[str, Any] = {}
+    grid: dict[str, list[Any]]
+    where: str | None = None
+    measure: Measure = Measure()
+    margins: dict[str, Annotated[float, Field(gt=0)]] = {}
+    resources: Resources = Resources()
+    pack: Packing = Packing()
+    retries: Annotated[int, Field(ge=0, le=100)] = 2
+    _source: Source = PrivateAttr()
+
+    @property
+    def text(self) -> str:
+        """The file as it was read."""
+        return self._source.text
+
+    @property
+    def suffix(self) -> str:
+        """``.toml``, or ``.yaml`` for any other name of the file."""
+        return ".toml" if self._source.path.suffix == ".toml" else ".yaml"
+
+    @property
+    def axes(self) -> Axes:
+        """The values of every field of the trials, defaults included; of lr, batch_size and ratio the two given."""
+        return _axes({"dataset": self.dataset} | self.train, self.grid)
+
+
+def load(path: str | Path) -> SweepFile:
+    """Reads and checks a sweep file, YAML 1.2 or TOML.
+
+    Raises:
+        SweepFileError: with everything that is wrong, each at its line and column.
+    """
+    source = read(Path(path))
+    data = {key: value for key, value in source.data.items() if value is not None}
+    settings = _Settings(source, data)
+    problems = [*source.problems, *settings.problems, *_metrics(source, data), *_margins(source, data)]
+    sweep = None
+    try:
+        sweep = SweepFile.model_validate(data | settings.checked)
+    except ValidationError as error:
+        problems += explain(error, source, _SECTIONS, _UNIONS)
+    if not settings.problems and "grid" in settings.checked:
+        problems += settings.findings(data)
+    if problems or sweep is None:
+        raise SweepFileError(source.path, problems)
+    sweep._source = source
+    return sweep
+
+
+def init(file: str | Path = "sweep.yaml") -> Path:
+    """Writes a commented starter sweep file.
+
+    Raises:
+        FileExistsError: the file is there already; it stays as it is.
+    """
+    path = Path(file)
+    try:
+        with path.open("x", encoding="utf-8") as written:
+            written.write(STARTER.read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise FileExistsError(f"{path} is there already: name another file") from error
+    return path
+
+
+_SECTIONS: dict[Place, list[str]] = {
+    (): list(SweepFile.model_fields),
+    ("measure",): list(Measure.model_fields),
+    ("measure", "at"): ["every", "log"],
+    ("measure", "hessian"): list(Hessian.model_fields),
+    ("resources",): list(Resources.model_fields),
+    ("pack",): list(Packing.model_fields),
+}
+_UNIONS: dict[Place, str] = {
+    ("measure", "at"): "a list of epochs, {every: n} or {log: n}",
+    ("measure", "hessian"): f"a mapping of {', '.join(Hessian.model_fields)}, or false",
+}
+_TRAIN = [name for name in COLUMNS if name != "dataset"]
+_JUDGED = [*STATISTICS, "loss_gap", "accuracy_gap", "stability"]
+
+
+class _Settings:
+    """``dataset``, ``train`` and ``grid``: what is right in them, and what is wrong.
+
+    Attributes:
+        checked: the sections, with every value checked and every axis written out.
+        problems: found on the way.
+    """
+
+    def __init__(self, source: Source, data: dict[str, Any]) -> None:
+        self.source = source
+        self.problems: list[Problem] = []
+        self.checked: dict[str, Any] = {}
+        if "dataset" in data:
+            self.checked["dataset"] = self._value(("dataset",), "dataset", data["dataset"])
+        if isinstance(train := data.get("train"), dict):
+            self.checked["train"] = self._train(train)
+        if isinstance(grid := data.get("grid"), dict):
+            self.checked["grid"] = self._grid(grid)
+            self._together(data)
+
+    def axes(self) -> Axes:
+        """The values of every field."""
+        fixed = {"dataset": self.checked.get("dataset")} | self.checked.get("train", {})
+        return _axes(fixed, self.checked["grid"])
+
+    def findings(self, data: dict[str, Any]) -> list[Problem]:
+        """What is wrong with the grid as a whole."""
+        axes, where = self.axes(), data.get("where")
+        found = findings(axes, where if isinstance(where, str) else None)
+        problems = [self.source.problem(self._place(f), f.text) for f in found]
+        if isinstance(pack := data.get("pack"), dict) and pack.get("engine") == "fused":
+            unfit = [(a, loss) for a in axes["arch"] for loss in axes["loss"] if not can_fuse(a, loss)]
+            if unfit:
+                text = "pack.engine: 'fused' is for arch linear or mlp with loss cross_entropy or mse"
+                text = f"{text}, not {unfit[0][0]} with {unfit[0][1]}; auto picks what fits"
+                problems.append(self.source.problem(("pack", "engine"), text))
+        return problems
+
+    def _place(self, finding: Finding) -> Place:
+        grid, field = self.checked["grid"], finding.field
+        if field == "batch_size" and field not in grid and field not in self.checked.get("train", {}):
+            field = "lr"
+        if field in grid:
+            values = grid[field]
+            return ("grid", field, values.index(finding.value) if finding.value in values else 0)
+        return (field,) if field in {"grid", "where"} else ("train", field)
+
+    def _train(self, section: dict[str, Any]) -> dict[str, Any]:
+        checked = {}
+        for field, value in section.items():
+            place = ("train", field)
+            if field not in _TRAIN:
+                self._report(place, f"train: {unknown_key(field, _TRAIN)}", on_key=True)
+            elif isinstance(value, list) or (isinstance(value, dict) and "name" not in value):
+                self._report(place, f"train.{field}: one value is needed; an axis stands under grid")
+            else:
+                checked[field] = self._value(place, field, value)
+        return checked
+
+    def _grid(self, section: dict[str, Any]) -> dict[str, list[Any]]:
+        checked: dict[str, list[Any]] = {}
+        for field, axis in section.items():
+            place = ("grid", field)
+            if field not in COLUMNS:
+                self._report(place, f"grid: {unknown_key(field, COLUMNS)}", on_key=True)
+                continue
+            try:
+                values = expand_axis(axis)
+            except ValueError as error:
+                self._report(place, f"grid.{field}: {error}")
+                continue
+            checked[field] = []
+            for i, value in enumerate(values):
+                before = len(self.problems)
+                checked[field].append(self._value((*place, i), field, value))
+                if len(self.problems) > before and not isinstance(axis, list):
+                    break  # the other values of a rule are no better, and stand nowhere in the file
+        return checked
+
+    def _together(self, data: dict[str, Any]) -> None:
+        """Rules about which settings are given, and where."""
+        train, grid = data.get("train"), data["grid"]
+        fixed = [*(train if isinstance(train, dict) else []), *(["dataset"] if "dataset" in data else [])]
+        for field in fixed:
+            if field in grid:
+                section = "as a setting of all trials" if field == "dataset" else "under train"
+                self._report(("grid", field), f"grid.{field}: also given {section}; keep one of the two", on_key=True)
+        if "dataset" not in data and "dataset" not in grid:
+            self._report((), "dataset is required: a built-in name or package.module:callable")
+        rates = [name for name in RATES if name in fixed or name in grid]
+        if len(rates) != 2:
+            text = f"two of {', '.join(RATES)} are needed (ratio = lr / batch_size), here or under train"
+            self._report(("grid",), f"grid: {text}; given: {', '.join(rates) or 'none'}")
+
+    def _value(self, place: Place, field: str, value: Any) -> Any:
+        try:
+            return check_value(field, value)
+        except ValueError as error:
+            self._report(place, f"{'.'.join(str(p) for p in place if isinstance(p, str))}: {error}")
+            return None
+
+    def _report(self, place: Place, text: str, *, on_key: bool = False) -> None:
+        self.problems.append(self.source.problem(place, text, on_key=on_key))
+
+
+def _axes(fixed: dict[str, Any], grid: dict[str, list[Any]]) -> Axes:
+    defaults = {name: field.default for name, field in Trial.model_fields.items() if not field.is_required()}
+    return {field: [value] for field, value in (defaults | fixed).items()} | grid
+
+
+def _metrics(source: Source, data: dict[str, Any]) -> Iterator[Problem]:
+    """Plug-in metrics that cannot be found."""
+    measure = data.get("measure")
+    given = measure.get("metrics") if isinstance(measure, dict) else None
+    for i, metric in enumerate(given if isinstance(given, list) else [given]):
+        if isinstance(metric, str):
+            try:
+                resolve("metric", metric)
+            except ValueError as error:
+                yield source.problem(("measure", "metrics", i), f"measure.metrics: {error}")
+
+
+def _margins(source: Source, data: dict[str, Any]) -> Iterator[Problem]:
+    """Margins of metrics that nothing measures; with a plug-in any name may be one."""
+    plugged = (("measure", "metrics"), ("train", "call"), ("grid", "call"))
+    if any(isinstance(data.get(section), dict) and key in data[section] for section, key in plugged):
+        return
+    margins = data.get("margins")
+    for metric in margins if isinstance(margins, dict) else ():
+        if metric not in _JUDGED:
+            yield source.problem(("margins", metric), f"margins: {unknown_key(metric, _JUDGED)}", on_key=True)

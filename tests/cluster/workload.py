@@ -1,0 +1,46 @@
+"""Items that do as they are told, for the tests of the executors. Imported in worker processes too."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Order(NamedTuple):
+    directory: str
+    number: int
+    behaviour: str = "write"
+
+
+def obey(order: Order) -> Iterator[float]:
+    if order.behaviour == "refuse":
+        raise TypeError(f"item {order.number} cannot even begin")
+    return _steps(order)
+
+
+def _steps(order: Order) -> Iterator[float]:
+    yield 0.0
+    match order.behaviour:
+        case "raise":
+            raise ValueError(f"item {order.number} is bad")
+        case "exit":
+            sys.exit(3)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "slow":
+            time.sleep(0.7)
+            yield 0.25
+            yield 0.5
+        case "uneven":
+            time.sleep(order.number * 7 % 11 / 500)
+        case "endless":
+            time.sleep(600)
+    Path(order.directory, str(order.number)).write_text(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')}")
+    yield 1.0
+
+
+def written(directory: Path) -> list[int]:
+    return sorted(int(path.name) for path in directory.iterdir())
