@@ -8,6 +8,7 @@ STORE ?= results
 install: .venv/installed
 demo: install
 	$(BIN)/isoratio launch sweeps/digits.yaml --store $(STORE)
+	$(BIN)/isoratio invariance digits --metric lambda_max --store $(STORE)
 	$(BIN)/isoratio invariance digits --store $(STORE)
 
 test: lint

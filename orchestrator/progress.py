@@ -90,7 +90,7 @@ class Tally:
         counts = f"{self.counts[Status.DIVERGED]} diverged, {self.counts[Status.FAILED]} failed"
         rate = f", {self.trials_per_second:.3g} trials/s" if self.trials_per_second else ""
         eta = f", {_duration(self.eta_seconds)} to go" if self.eta_seconds is not None and self.fraction < 1 else ""
-        return f"{self.done}/{self.planned} trials done ({self.fraction:.0%} of this launch), {counts}{rate}{eta}"
+        return f"{self.done}/{self.planned} trials done, launch {self.fraction:.0%}, {counts}{rate}{eta}"
 
 
 class Reporter:
@@ -182,13 +182,10 @@ def count_pack(sweep: SweepStore, pack_id: str) -> Mapping[str, int]:
 def _bar(stream: TextIO, tally: Tally) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
 
-    bar = Progress(
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[line]}", markup=False),
-        console=Console(file=stream),
-        transient=True,
-    )
+    text = TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True))
+    bar = Progress(BarColumn(bar_width=10), text, console=Console(file=stream), transient=True)
     bar.add_task("", total=1.0, line=tally.line())
     return bar
 
