@@ -78,7 +78,13 @@ def plain(trials: list[dict[str, Any]], reuse: bool, grid_size: int) -> float:
     from plain import trial
     from ray import tune
 
-    ray.init(num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        "local",
+        num_cpus=len(os.sched_getaffinity(0)),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     started = time.perf_counter() - began
 
     def run(config: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ import ray.tune.execution.tune_controller
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from cluster.executor import ClusterError
-from cluster.reaper import MARK, scratch
+from cluster.reaper import scratch
 
 CONNECT_TIMEOUT = 5.0
 HTTP2_SETTINGS = b"\x04"
@@ -63,7 +63,7 @@ def connected(address: str | None) -> Iterator[Path]:
         raise ClusterError("this process is connected to a Ray already: call ray.shutdown() first")
     _adjust_ray()
     private = _private_token() if address is None else {}
-    with scratch() as directory, _environment(ENVIRONMENT | private | {MARK: str(directory)}):
+    with scratch() as directory, _environment(ENVIRONMENT | private):
         try:
             with signal_handlers_kept():
                 _start(directory) if address is None else _join(address)

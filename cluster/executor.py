@@ -61,7 +61,7 @@ class Executor(Protocol):
 
     Invariants, which one suite of tests asks of every executor:
 
-    - Items start in the order given; those that start at the same moment, in any order.
+    - Items start in the order given.
     - An item that starts has one ``Started``, any number of ``Progress``, then one ``Finished`` or ``Failed``.
       An item that never starts has no event.
     - An item that fails changes nothing for the others. Nothing is tried again.
@@ -84,6 +84,6 @@ class Executor(Protocol):
             work: a function of a module, or a ``functools.partial`` of one.
             items: small values that pickle, those to start first in front.
             on_event: hears of every event.
-            stop: asked before an item starts.
+            stop: asked before an item starts, and many times a second while items run.
         """
         ...

@@ -37,11 +37,11 @@ def _settle(work: Work[Item], index: int, item: Item) -> Iterator[Event]:
         return
     while True:
         try:
-            fraction = next(fractions)
+            fraction = float(next(fractions))
         except StopIteration:
             yield Finished(index)
             return
         except (Exception, SystemExit):
             yield Failed(index, "exception", traceback.format_exc())
             return
-        yield Progress(index, float(fraction))
+        yield Progress(index, fraction)

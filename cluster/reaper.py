@@ -16,13 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-MARK = "ISORATIO_RUN"
-"""The environment variable by which the processes of a run are known; its value is the run's directory."""
-
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory that goes with this process, and with it every process whose environment has it as MARK."""
+    """A directory that goes with this process, and with it every other process that holds a file of it open."""
     with tempfile.TemporaryDirectory(prefix="isoratio-", dir=_short(), ignore_cleanup_errors=True) as directory:
         command = [sys.executable, "-I", "-S", __file__, directory]
         with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
@@ -30,31 +27,32 @@ def scratch() -> Iterator[Path]:
 
 
 def _short() -> str:
-    """Where Ray's sockets go: their path may have 107 characters, of which Ray needs up to 80 or so."""
+    """Where Ray's sockets go: their path may have 107 characters, of which Ray and we need up to 85."""
     directory = tempfile.gettempdir()
-    return directory if len(directory) <= 16 else "/tmp"
+    return directory if len(directory) <= 20 else "/tmp"
 
 
 def reap(directory: str) -> None:
     """Waits for the process at the other end of standard input to be gone, then ends what it has left."""
+    driver = os.getppid()
     sys.stdin.buffer.read()
-    for _ in range(100):
-        left = marked(directory)
+    left = [0]
+    deadline = time.monotonic() + 10
+    while (left or os.path.exists(directory)) and time.monotonic() < deadline:
+        left = [pid for pid in users(directory) if pid != driver]
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if not left:
-            break
+        shutil.rmtree(directory, ignore_errors=True)  # what still dies may still write
         time.sleep(0.05)
-    shutil.rmtree(directory, ignore_errors=True)
 
 
-def marked(directory: str) -> list[int]:
-    """Our processes that were started with the mark of ``directory``."""
-    mark, found = f"{MARK}={directory}".encode(), []
+def users(directory: str) -> list[int]:
+    """Our processes that have a file below ``directory`` open, such as Ray's with their logs."""
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # ended meanwhile, or another user's
-            if mark in (process / "environ").read_bytes().split(b"\0"):
+            if any(os.readlink(fd).startswith(f"{directory}/") for fd in (process / "fd").iterdir()):
                 found.append(int(process.name))
     return found
 

@@ -1,8 +1,14 @@
-"""Runs items as trials of Ray Tune."""
+"""Runs items on Ray Tune.
+
+One Tune trial is one worker process that takes item after item, rather than one item. So items start strictly in order,
+and Tune's state does not grow with them. (With a trial per item and ``reuse_actors``, a trial whose actor is about to
+start takes over one that has just become free, so that short items all run on a single actor.)
+"""
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +30,7 @@ DIED = (
 
 @dataclass(frozen=True)
 class TuneExecutor:
-    """An :class:`~cluster.executor.Executor` on Ray Tune: actors that are reused run one item after the other.
+    """An :class:`~cluster.executor.Executor` on Ray Tune.
 
     Attributes:
         address: None starts a Ray on this machine and ends it with the run; "auto" or "host:port" joins one.
@@ -52,30 +58,33 @@ class TuneExecutor:
         if not items or stop():
             return
         with connected(self.address) as scratch:
-            tuner = self._tuner(work, items, Watch(on_event, stop, self._slots()), scratch / "tune")
+            dispatcher = Dispatcher(len(items), min(self._slots(), len(items)), on_event, stop)
+            tuner = self._tuner(work, items, dispatcher, scratch / "tune")
             try:
                 with signal_handlers_kept():
                     tuner.fit()
             except HandlerError as error:
                 raise error.cause from None
 
-    def _tuner(self, work: Work[Item], items: Sequence[Item], watch: Watch, state: Path) -> Any:
+    def _tuner(self, work: Work[Item], items: Sequence[Item], dispatcher: Dispatcher, state: Path) -> Any:
         cloudpickle.register_pickle_by_value(worker)
         trainable = tune.with_parameters(
-            worker.ItemTrainable,
+            worker.Slot,
             job=cloudpickle.dumps((work, list(items))),
             directory=os.getcwd(),
             threads=max(1, int(self.cpus_per_item)),
         )
         return tune.Tuner(
             tune.with_resources(trainable, {"cpu": self.cpus_per_item, "gpu": self.gpus_per_item}),
-            param_space={"index": tune.grid_search(list(range(len(items))))},
-            tune_config=tune.TuneConfig(search_alg=InOrder(watch), reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                search_alg=dispatcher.processes,
+                num_samples=2 * len(items),  # a process that dies takes an item with it, and is replaced
+            ),
             run_config=tune.RunConfig(
                 name="run",
                 storage_path=str(state),
-                callbacks=[watch],
-                stop=watch,
+                callbacks=[dispatcher],
+                stop=dispatcher,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -104,22 +113,29 @@ class HandlerError(BaseException):
         self.cause = cause
 
 
-class Watch(tune.Callback, tune.Stopper):
-    """Turns what Tune reports into events, and tells Tune which item may not start any more."""
+class Dispatcher(tune.Callback, tune.Stopper):
+    """Hands items to the processes that Tune has started, and turns what Tune reports into events.
 
-    def __init__(self, on_event: Callable[[Event], None], stop: Callable[[], bool], slots: int) -> None:
-        self.on_event, self.stop, self.slots = on_event, stop, slots
-        self.begun: set[int] = set()
-        self.settled: set[int] = set()
+    Attributes:
+        waiting: the items that have not started.
+        running: the item that each Tune trial runs, by the trial's id.
+        processes: Tune's supply of trials; it keeps ``slots`` of them alive.
+    """
+
+    def __init__(self, count: int, slots: int, on_event: Callable[[Event], None], stop: Callable[[], bool]) -> None:
+        self.on_event, self.stop = on_event, stop
+        self.processes = BasicVariantGenerator(max_concurrent=slots)
+        self.waiting = deque(range(count))
+        self.running: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune saves its state, which nobody restores, and handlers need not pickle."""
         return {}
 
-    def stopping(self) -> bool:
+    def over(self) -> bool:
         """Whether no further item shall start."""
         try:
-            return self.stop()
+            return not self.waiting or self.stop()
         except Exception as error:
             raise HandlerError(error) from error
 
@@ -131,64 +147,41 @@ class Watch(tune.Callback, tune.Stopper):
             raise HandlerError(error) from error
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Tune asks: shall this trial end here?"""
-        return "ready" in result and self.stopping()
+        """Tune asks: shall this process end?"""
+        return "fraction" not in result and self.over()
 
     def stop_all(self) -> bool:
-        """Tune asks: shall all trials end here? Those that run are left to finish."""
-        return False
+        """Tune asks: shall all processes end, those that have not even started too?"""
+        return not self.running and self.over()
+
+    def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
+        """Tune is about to start what is missing."""
+        if self.over():
+            self.processes.set_finished()
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
-        """Tune reports one step of an item."""
-        index = trial.config["index"]
-        if "error" in result:
-            self.settle(Failed(index, "exception", result["error"]))
-        elif "fraction" in result:
-            self.emit(Progress(index, result["fraction"]))
-        elif "ready" not in result:
-            self.settle(Finished(index))
-        elif not result["done"]:  # else the answer to "ready" was to stop
-            self.begin(index)
+        """Tune tells how a step ended."""
+        if "fraction" in result:
+            self.emit(Progress(self.running[trial.trial_id], result["fraction"]))
+            return
+        if "ended" in result:
+            index, error = self.running.pop(trial.trial_id), result["ended"]
+            self.emit(Failed(index, "exception", error) if error else Finished(index))
+        if not result["done"] and not self.over():
+            trial.temporary_state.ray_actor.take.remote(self.begin(trial))  # before the step that Tune asks for next
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        """Tune reports that an actor died."""
-        index = trial.config["index"]
-        self.begin(index)
-        said = Path(trial.error_file).read_text(errors="replace")
-        self.settle(Failed(index, "crash", f"{DIED}\nRay reports: {said}"))
+        """Tune tells that a process died. Where it had no item yet the next one fails, else this might never end."""
+        if trial.trial_id not in self.running and not self.over():
+            self.begin(trial)
+        if (index := self.running.pop(trial.trial_id, None)) is not None:
+            said = Path(trial.error_file).read_text(errors="replace")
+            self.emit(Failed(index, "crash", f"{DIED}\nRay reports: {said}"))
 
-    def begin(self, index: int) -> None:
-        """Reports an item as started, once."""
-        if index not in self.begun:
-            self.begun.add(index)
-            self.emit(Started(index))
-
-    def settle(self, event: Finished | Failed) -> None:
-        """Reports how an item ended."""
-        self.settled.add(event.index)
-        self.emit(event)
-
-
-class InOrder(BasicVariantGenerator):
-    """Tune's grid, handed out in order: with many trials waiting, Tune starts any of them.
-
-    One more trial waits than can run, since an actor is kept for reuse only while a trial waits for one.
-    """
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self.watch = watch
-        self.handed_out = 0
-
-    def next_trial(self) -> Any:
-        """The next trial, or None while enough of them wait."""
-        if self.watch.stopping():
-            self.set_finished()
-        waiting = self.handed_out - len(self.watch.begun)
-        free = self.watch.slots - len(self.watch.begun) + len(self.watch.settled)
-        if False:
-            return None
-        self.handed_out += 1
-        return super().next_trial()
+    def begin(self, trial: Any) -> int:
+        """Starts the next item on the process of ``trial``."""
+        index = self.running[trial.trial_id] = self.waiting.popleft()
+        self.emit(Started(index))
+        return index

@@ -21,16 +21,12 @@ from ray import tune
 REPORT_EVERY = 0.5
 """Seconds between two reports of one item: a report costs the driver milliseconds."""
 
-
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """Libraries read these when they are imported, which is when the work is."""
 
 
-class ItemTrainable(tune.Trainable):
-    """Runs one item as one Tune trial; reused, it runs the next.
-
-    The first step reports that the item is ready and does nothing, so that the driver can still say stop.
-    """
+class Slot(tune.Trainable):
+    """A process that runs one item after the other; a step ends when a report is due, or with the item."""
 
     def setup(self, config: dict[str, Any], job: bytes, directory: str, threads: int) -> None:
         """Enters ``directory``. ``job`` is the pickled pair (work, items)."""
@@ -38,37 +34,34 @@ class ItemTrainable(tune.Trainable):
         enter(directory)
         self.job = job
         self.loaded: tuple[Callable[[Any], Iterator[float]], Sequence[Any]] | None = None
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Makes the next item ready."""
-        self.index: int = new_config["index"]
-        self.ready = False
+        self.index: int | None = None
         self.fractions: Iterator[float] | None = None
-        return True
+
+    def take(self, index: int) -> None:
+        """Makes an item the one that the next steps run."""
+        self.index = index
 
     def step(self) -> dict[str, Any]:
-        """Runs on until a report is due, or to the end of the item."""
-        if not self.ready:
-            self.ready = True
-            return {"ready": True}
+        """{} without an item, {"fraction": done so far}, or {"ended": traceback, empty where all went well}."""
+        if self.index is None:
+            return {}
         due = time.monotonic() + REPORT_EVERY
+        error = ""
         try:
-            for fraction in self.running():
+            for fraction in self.running(self.index):
                 if time.monotonic() >= due:
                     return {"fraction": float(fraction)}
         except (Exception, SystemExit):
-            self.fractions = None
-            return {"done": True, "error": traceback.format_exc()}
-        self.fractions = None  # what the work holds goes before the next item comes
-        return {"done": True}
+            error = traceback.format_exc()
+        self.index = self.fractions = None  # what the work holds goes before the next item comes
+        return {"ended": error}
 
-    def running(self) -> Iterator[float]:
-        """The work on this item, begun where it has not."""
+    def running(self, index: int) -> Iterator[float]:
+        """The work on an item, begun where it has not."""
         if self.fractions is None:
             self.loaded = self.loaded or pickle.loads(self.job)  # an import that fails is the item's failure
             work, items = self.loaded
-            self.fractions = iter(work(items[self.index]))
+            self.fractions = iter(work(items[index]))
         return self.fractions
 
 

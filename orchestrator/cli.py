@@ -81,8 +81,8 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        _fail("stopped at once; what was committed is kept", Exit.INTERRUPTED)
+    except _StoppedAtOnce as stop:
+        _fail("stopped at once; what was committed is kept", 128 + stop.number)
     except Exception as error:
         code = _exit_code(error)
         if code is None:
@@ -318,8 +318,10 @@ def rm(
     """
     from orchestrator import remove
 
-    if not yes:
-        typer.confirm(f"delete sweep {sweep} and all its rows from {store}?", abort=True, err=True)
+    if not yes and not sys.stdin.isatty():
+        raise ValueError(f"deleting {sweep} and all its rows cannot be undone: say --yes")
+    if not yes and not typer.confirm(f"delete sweep {sweep} and all its rows from {store}?", err=True):
+        return
     remove(sweep, store)
     _say(f"deleted {sweep}")
 
@@ -351,6 +353,13 @@ def _run_launch(
     raise typer.Exit(Exit.TRIALS_FAILED if result.failed else Exit.DONE)
 
 
+class _StoppedAtOnce(BaseException):
+    """A second signal; no KeyboardInterrupt, which Typer takes for itself."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 @contextmanager
 def _signals() -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM: the first asks to stop after committing, a second one stops at once."""
@@ -358,7 +367,7 @@ def _signals() -> Iterator[list[int]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if received:
-            raise KeyboardInterrupt
+            raise _StoppedAtOnce(number)
         received.append(number)
         os.write(2, b"\nstopping once the running packs are committed; once more stops at once\n")
 
@@ -423,6 +432,7 @@ def _width() -> int:
 
 def _exit_code(error: Exception) -> Exit | None:
     """The exit code of an error that is the user's to mend; None for one of ours."""
+    from orchestrator.inspection import TrialFailedError
     from orchestrator.lock import LaunchHeldError
     from trainables.store import DamagedStoreError, StoreError
 
@@ -430,6 +440,8 @@ def _exit_code(error: Exception) -> Exit | None:
         return Exit.HELD
     if isinstance(error, DamagedStoreError):
         return Exit.STORE
+    if isinstance(error, TrialFailedError):
+        return Exit.TRIALS_FAILED
     if isinstance(error, ValueError | StoreError | OSError):
         return Exit.USAGE
     return None

@@ -163,14 +163,16 @@ def _broken_rates(axes: Axes) -> Iterator[Finding]:
 
 def _empty_or_oversized(axes: Axes, where: str | None) -> Iterator[Finding]:
     try:
-        runs = _select(points(axes), "DISTINCT dataset, batch_size, epochs", where).sort_by("batch_size").to_pylist()
+        what = "DISTINCT dataset, batch_size, epochs, call IS NULL AS trained"
+        runs = _select(points(axes), what, where).sort_by("batch_size").to_pylist()
     except duckdb.Error as error:
         yield Finding("where", None, f"the condition cannot be evaluated: {_first_line(error)}")
         return
     if not runs:
         yield Finding("where", None, f"no point is left: the condition holds for none of {size(axes):,}")
     for run in runs:
-        n, batch_size, epochs = train_size(run["dataset"]), run["batch_size"], run["epochs"]
+        n = train_size(run["dataset"]) if run["trained"] else None  # a trial of the user's own has its own data
+        batch_size, epochs = run["batch_size"], run["epochs"]
         if n is not None and batch_size > n:
             text = f"batch size {batch_size} exceeds the training set of {run['dataset']}: at most {n} is allowed"
             yield Finding("batch_size", batch_size, text)

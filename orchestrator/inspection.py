@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,13 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainables.packs import Pack, run
+from orchestrator.engine import engine_of, settle
+from trainables.packs import Outcome, Pack, run
 from trainables.store import Store, StoreError
+
+
+class TrialFailedError(RuntimeError):
+    """A trial raises."""
 
 
 def run_trial(sweep: str, trial_id: str, store: str | Path = "results") -> list[dict[str, Any]]:
@@ -26,7 +32,7 @@ def run_trial(sweep: str, trial_id: str, store: str | Path = "results") -> list[
 
     Raises:
         StoreError: no such sweep or trial, or several.
-        Exception: whatever the trial raises, with its own traceback.
+        TrialFailedError: with the trial's own traceback.
     """
     there = Store(store).existing(sweep)
     plan = pq.read_table(there.plan_path) if there.plan_path.exists() else None
@@ -38,16 +44,33 @@ def run_trial(sweep: str, trial_id: str, store: str | Path = "results") -> list[
         known = f"{len(found)} trials begin so" if found else "there is none; SELECT trial_id FROM plan shows all"
         raise StoreError(f"trial {trial_id!r} of {sweep!r}: {known}")
     pack = Pack.of(rows.slice(0, 1))
-    training = run(replace(pack, rounds=pack.rounds[:1]), threads=1)
-    while True:
-        try:
-            next(training)
-        except StopIteration as end:
-            outcome = end.value
-            break
+    try:
+        outcome = _run_through(replace(pack, engine=_engine(pack)))
+    except Exception as error:
+        raise TrialFailedError(f"trial {found[0]} fails:\n{traceback.format_exc()}") from error
     if outcome.failures:
-        raise RuntimeError(f"trial {found[0]} fails:\n{outcome.failures[0]}")
+        raise TrialFailedError(f"trial {found[0]} fails:\n{outcome.failures[0]}")
     ended = outcome.trials[0]
     curves = [{k: row[k] for k in ("step", "epoch", "statistic", "value", "error")} for row in outcome.curves]
     last = {"step": ended.get("steps"), "epoch": ended["epochs_done"], "statistic": f"status: {ended['status']}"}
     return [*curves, last | {"value": None, "error": None}]
+
+
+def _run_through(pack: Pack) -> Outcome:
+    training = run(pack, threads=1)
+    while True:
+        try:
+            next(training)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def _engine(pack: Pack) -> str:
+    """As planned; for rows that were copied, or whose plan was lost, as the rules say."""
+    from trainables.engines import ENGINES
+
+    trial = pack.trials[0]
+    if pack.engine in {*ENGINES, "call"}:
+        return pack.engine
+    engine = engine_of(trial.arch, trial.loss, trial.call, "auto")
+    return settle(trial.arch, trial.dataset, trial.loss, trial.precision) if engine == "auto" else engine

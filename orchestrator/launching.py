@@ -13,12 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import duckdb
+import pyarrow.parquet as pq
+
 from cluster.executor import Event, Executor, Failed, Finished, Progress, Started
 from orchestrator.lock import launch_lock
+from orchestrator.parquet import files_of, select
 from orchestrator.progress import Reporter, Tally, count_pack
 from orchestrator.reconcile import Reconciliation, reconcile
 from orchestrator.sweepfile import SweepFile, load
 from trainables.packs import PackItem, plan_metadata, record_crash, run_pack, thread_count
+from trainables.registry import source_sha256
 from trainables.schema import Status
 from trainables.store import Store, StoreError, SweepStore, replace
 
@@ -39,6 +44,7 @@ class LaunchResult:
         seconds: wall time.
         stopped: whether it was asked to stop before it was through.
         detached: whether it goes on in the background.
+        options: what commands about this sweep need: ``--store ...`` where it is not the default one.
     """
 
     sweep: str
@@ -50,24 +56,24 @@ class LaunchResult:
     seconds: float = 0.0
     stopped: bool = False
     detached: bool = False
+    options: str = ""
 
     def text(self) -> str:
         """A closing line, with what to do next."""
         if self.detached:
-            return (
-                f"{self.sweep} goes on in the background: `isoratio status {self.sweep}`, "
-                f"`isoratio logs {self.sweep} --follow`, `isoratio stop {self.sweep}`"
-            )
+            commands = (f"`isoratio {c} {self.sweep}{self.options}`" for c in ("status", "logs --follow", "stop"))
+            return f"{self.sweep} goes on in the background: {', '.join(commands)}"
         head = (
             f"{self.sweep}: {self.done}/{self.planned} trials done ({self.diverged} diverged), {self.failed} failed; "
             f"this launch ran {self.ran} in {self.seconds:.1f} s"
         )
         if self.done + self.failed < self.planned:
-            return f"{head}\ngo on with: isoratio resume {self.sweep}"
+            return f"{head}\ngo on with: isoratio resume {self.sweep}{self.options}"
         if self.failed:
             why = f"SELECT trial_id, error FROM trials WHERE sweep = '{self.sweep}' AND status = 'failed'"
-            return f'{head}\nsee why with: isoratio sql "{why}"\ntry them again with: isoratio resume {self.sweep}'
-        return f"{head}\nnext: isoratio invariance {self.sweep}"
+            again = f"try them again with: isoratio resume {self.sweep}{self.options}"
+            return f'{head}\nsee why with: isoratio sql "{why}"{self.options}\n{again}'
+        return f"{head}\nnext: isoratio invariance {self.sweep}{self.options}"
 
 
 def launch(
@@ -99,11 +105,13 @@ def launch(
     began = time.monotonic()
     sweep, held = load(file), Store(store)
     there = held.sweep(sweep.name)
-    if detach:
-        return _detached(Path(file), there, address, executor, limit)
+    if (there.path / "trials").is_dir() and there.sweep_file() is None and not there.plan_path.exists():
+        raise StoreError(f"sweep {sweep.name!r} in {held.root} holds imported trials: give the sweep file another name")
     with launch_lock(there):
-        there.stop_path.unlink(missing_ok=True)
-        return _Launch(sweep, held, _executor(sweep, address, executor), limit, should_stop).run(began)
+        if not detach:
+            there.stop_path.unlink(missing_ok=True)
+            return _Launch(sweep, held, _executor(sweep, address, executor), limit, should_stop).run(began)
+    return _detached(Path(file), there, address, executor, limit)
 
 
 def resume(
@@ -182,45 +190,57 @@ class _Launch:
         self._write_plan(todo)
         for reuse in todo.reuse:
             reuse.commit(self.store, self.there)
-        self.tally = _tally(todo, self.there)
-        with Reporter(self.there, self.tally) as self.reporter:
-            self.reporter.say(_opening(todo, self.sweep))
-            try:
-                failed = self._rounds(todo)
-            except BaseException:
-                self.reporter.beat("stopped")
-                raise
-            stopped = self._stopping() and bool(self.tally.pending)
-            self.reporter.beat("stopped" if stopped else "complete")
+        self.tally = Tally(todo.grid.num_rows, self._ended(), sum(todo.packs["cost"].to_pylist()))
+        self.reporter = Reporter(self.there, self.tally)
+        state = "interrupted"
+        try:
+            with self.reporter:
+                self.reporter.say(_opening(todo, self.sweep))
+                for target in _changed_plugins(self.there):
+                    self.reporter.say(f"warning: {target} has changed since trials of this sweep ran")
+                self._rounds(todo)
+            state = "stopped" if self.tally.pending else "complete"
+        finally:
+            self.reporter.beat(state)  # its thread has ended: nothing overwrites this
+        result = self._result(time.monotonic() - began)
         self.there.stop_path.unlink(missing_ok=True)
-        counts = self.tally.counts
-        result = LaunchResult(
-            self.sweep.name,
-            self.tally.planned,
-            self.tally.done,
-            counts[Status.DIVERGED],
-            failed,
-            self.tally.done_here,
-            time.monotonic() - began,
-            stopped,
-        )
         self.reporter.log(result.text())
         return result
 
-    def _rounds(self, todo: Reconciliation) -> int:
-        """Runs packs, and again what failed, until nothing is left that may be tried; returns what has failed."""
+    def _result(self, seconds: float) -> LaunchResult:
+        tally, counts = self.tally, self.tally.counts
+        return LaunchResult(
+            self.sweep.name,
+            tally.planned,
+            tally.done,
+            counts[Status.DIVERGED],
+            counts[Status.FAILED],
+            tally.done_here,
+            seconds,
+            stopped=self._stopping() and tally.pending > 0,
+            options=_store_option(self.store),
+        )
+
+    def _rounds(self, todo: Reconciliation) -> None:
+        """Runs packs, and again what failed, until nothing is left that may be tried."""
         while todo.to_run and not self._stopping():
             self._run_packs(todo)
-            if self.limit is not None or not self.tally.pending:
-                break
+            if self.limit is not None or not self.tally.counts[Status.FAILED]:
+                return
             todo = reconcile(self.sweep, self.store, retry_failed=False)
-            if todo.to_run:
-                self.reporter.say(f"trying {sum(todo.packs['trials'].to_pylist())} failed trials again")
+            if todo.to_run and not self._stopping():
+                again = sum(todo.packs["trials"].to_pylist())
+                self.reporter.say(f"trying {again} failed trials again")
                 self._write_plan(todo)
-                self.tally.extend(todo.packs["cost"].to_pylist())
-        final = reconcile(self.sweep, self.store, retry_failed=False)
-        self.tally.counts[Status.FAILED] = len(final.failed)
-        return len(final.failed)
+                self.tally.retry(again, sum(todo.packs["cost"].to_pylist()))
+
+    def _ended(self) -> dict[str, int]:
+        """Planned trials that ended before, by status; what failed is tried again."""
+        measured = f"measure_id = '{self.sweep.measure.measure_id}'"
+        query = f"SELECT status, count(DISTINCT trial_id) AS n FROM rows WHERE {measured} GROUP BY status"
+        with duckdb.connect() as connection:
+            found = select(connection, query, files_of(self.there, "trials"), "trials").to_pylist()
+        return dict.fromkeys(Status, 0) | {row["status"]: row["n"] for row in found}
 
     def _run_packs(self, todo: Reconciliation) -> None:
         packs = todo.packs.select(["pack_id", "cost"]).to_pylist()
@@ -260,15 +280,27 @@ class _Launch:
         text = self.sweep.text.encode()
         if not kept.exists() or kept.read_bytes() != text:
             replace(kept, text)
+        for other in {".yaml", ".toml"} - {self.sweep.suffix}:
+            (self.there.path / f"sweep{other}").unlink(missing_ok=True)
         self.there.write_plan(todo.plan().replace_schema_metadata(plan_metadata(self.sweep.measure)))
 
 
-def _tally(todo: Reconciliation, there: SweepStore) -> Tally:
-    counts: dict[str, int] = dict.fromkeys(Status, 0)
-    for pack in there.committed_packs():
-        for status, n in count_pack(there, pack).items():
-            counts[Status(status)] += n
-    return Tally(todo.grid.num_rows, counts, sum(todo.packs["cost"].to_pylist()))
+def _store_option(store: Store) -> str:
+    default = Store(os.environ.get("ISORATIO_STORE", "results"))
+    return "" if store.root == default.root else f" --store {store.root}"
+
+
+def _changed_plugins(there: SweepStore) -> Iterator[str]:
+    """Plug-ins whose source is not what it was when trials of the sweep ran."""
+    recorded: dict[str, set[str]] = {}
+    for path in files_of(there, "provenance"):
+        for text in pq.read_table(path, columns=["plugins"])["plugins"].to_pylist():
+            for target, sha256 in json.loads(text).items():
+                recorded.setdefault(target, set()).add(sha256)
+    for target, known in recorded.items():
+        now = source_sha256(target)  # of what the sweep file has loaded
+        if now is not None and now not in known:
+            yield target
 
 
 def _opening(todo: Reconciliation, sweep: SweepFile) -> str:
@@ -309,7 +341,7 @@ def _detached(
         if driver.poll() is not None:
             raise ValueError(f"the launch in the background ended at once:\n{output.read_text().strip()}")
         time.sleep(0.05)
-    return LaunchResult(there.name, detached=True)
+    return LaunchResult(there.name, detached=True, options=_store_option(Store(there.root)))
 
 
 def _has_begun(there: SweepStore, pid: int) -> bool:

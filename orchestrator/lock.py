@@ -29,11 +29,12 @@ def launch_lock(sweep: SweepStore) -> Iterator[None]:
         LaunchHeldError: naming the holder.
     """
     sweep.log_path.mkdir(parents=True, exist_ok=True)
-    path = sweep.log_path / "launch.lock"
-    with path.open("a+") as file:
+    with (sweep.log_path / "launch.lock").open("a+") as file:
         if not _acquired(file):
             file.seek(0)
             raise LaunchHeldError(_held(sweep.name, file.read()))
+        if not _is_still_there(sweep, file):  # the sweep was removed while we waited
+            raise LaunchHeldError(f"sweep {sweep.name!r} was removed just now: launch it again")
         file.truncate(0)
         holder = {
             "pid": os.getpid(),
@@ -57,6 +58,13 @@ def _acquired(file: TextIO) -> bool:
             time.sleep(0.02)
         else:
             return True
+
+
+def _is_still_there(sweep: SweepStore, file: TextIO) -> bool:
+    try:
+        return os.path.samestat((sweep.log_path / "launch.lock").stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _held(sweep: str, holder: str) -> str:

@@ -13,6 +13,7 @@ import duckdb
 from orchestrator.cost import SECONDS_PER_COST
 from orchestrator.grid import distinct_size, size
 from orchestrator.parquet import files_of, select
+from orchestrator.progress import duration
 from orchestrator.reconcile import Reconciliation, reconcile
 from orchestrator.reuse import REUSED
 from orchestrator.sweepfile import SweepFile, load
@@ -96,14 +97,6 @@ def plan(file: str | Path, store: str | Path = "results", *, workers: int | None
         seconds_per_cost=rate or SECONDS_PER_COST,
         is_measured=rate is not None,
     )
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _measured_rate(files: SweepStore) -> float | None:

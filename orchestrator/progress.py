@@ -9,7 +9,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -52,20 +53,21 @@ class Tally:
 
     @property
     def pending(self) -> int:
-        """Trials that neither finished nor diverged."""
-        return self.planned - self.done
+        """Trials that have not ended."""
+        return self.planned - self.done - self.counts[Status.FAILED]
 
-    def extend(self, costs: Iterable[float]) -> None:
-        """Adds packs to do."""
-        self.cost += sum(costs)
+    def retry(self, trials: int, cost: float) -> None:
+        """Takes failed trials back among those to do."""
+        self.counts[Status.FAILED] -= trials
+        self.cost += cost
 
-    def settle(self, pack_id: str, cost: float, committed: Mapping[str, int]) -> None:
-        """Counts a pack that came to its end."""
+    def settle(self, pack_id: str, cost: float, ended: Mapping[str, int]) -> None:
+        """Counts a pack that came to its end: its trials by status."""
         self.running.pop(pack_id, None)
         self.done_cost += cost
-        for status, trials in committed.items():
+        for status, trials in ended.items():
             self.counts[status] += trials
-            self.done_here += trials
+            self.done_here += trials if status != Status.FAILED else 0
 
     @property
     def trials_per_second(self) -> float | None:
@@ -76,7 +78,7 @@ class Tally:
     @property
     def fraction(self) -> float:
         """Of this launch's cost, running packs included."""
-        done = self.done_cost + sum(cost * part for cost, part in self.running.values())
+        done = self.done_cost + sum(cost * part for cost, part in list(self.running.values()))  # another thread adds
         return min(1.0, done / self.cost) if self.cost else 1.0
 
     @property
@@ -89,7 +91,7 @@ class Tally:
         """One line for people."""
         counts = f"{self.counts[Status.DIVERGED]} diverged, {self.counts[Status.FAILED]} failed"
         rate = f", {self.trials_per_second:.3g} trials/s" if self.trials_per_second else ""
-        eta = f", {_duration(self.eta_seconds)} to go" if self.eta_seconds is not None and self.fraction < 1 else ""
+        eta = f", {duration(self.eta_seconds)} to go" if self.eta_seconds is not None and self.fraction < 1 else ""
         return f"{self.done}/{self.planned} trials done, launch {self.fraction:.0%}, {counts}{rate}{eta}"
 
 
@@ -171,12 +173,15 @@ class Reporter:
 
 
 def count_pack(sweep: SweepStore, pack_id: str) -> Mapping[str, int]:
-    """Trials of a pack by status, as committed; empty where it is not."""
-    path = sweep.path / "trials" / f"{pack_id}.parquet"
-    if not path.exists():
-        return {}
-    statuses = pq.read_table(path, columns=["status"]).column("status").to_pylist()
-    return {status: statuses.count(status) for status in set(statuses)}
+    """Trials of a pack by how they ended: as committed, or failed."""
+    files = [sweep.path / "trials" / f"{pack_id}.parquet", *(sweep.path / "failures").glob(f"{pack_id}.*.parquet")]
+    counts: Counter[str] = Counter()
+    for path in files:
+        if path.parent.name == "failures":
+            counts[Status.FAILED] += pq.read_metadata(path).num_rows
+        elif path.exists():
+            counts.update(pq.read_table(path, columns=["status"])["status"].to_pylist())
+    return counts
 
 
 def _bar(stream: TextIO, tally: Tally) -> Any:
@@ -190,7 +195,9 @@ def _bar(stream: TextIO, tally: Tally) -> Any:
     return bar
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

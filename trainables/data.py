@@ -47,6 +47,8 @@ class Dataset:
                 raise ValueError(
                     f"{part}_targets: real values need shape (N, {self.num_classes}), got {tuple(targets.shape)}"
                 )
+        elif str(targets.dtype) != "torch.int64":
+            raise ValueError(f"{part}_targets: labels of type int64 are expected, got {targets.dtype}")
         elif targets.ndim != 1 or targets.min() < 0 or targets.max() >= self.num_classes:
             raise ValueError(
                 f"{part}_targets: labels 0 to {self.num_classes - 1}, shape (N,), got {tuple(targets.shape)}"

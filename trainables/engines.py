@@ -18,6 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from trainables.losses import as_values, cross_entropy
 from trainables.registry import can_fuse, load, resolve
+from trainables.streams import init_seed, layer_seed
 from trainables.trial import Trial
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -26,16 +27,19 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What SGD is told, one number per trial; each of shape (trials,)."""
+    """What SGD is told, one number per trial; each of shape (trials,). Seeds are those of random layers."""
 
     lr: Tensor
     momentum: Tensor
     weight_decay: Tensor
+    seeds: tuple[int, ...]
 
     @classmethod
     def of(cls, trials: Sequence[Trial], like: Tensor) -> Hyperparameters:
         """Columns of ``trials``, of the type and on the device of ``like``."""
-        return cls(*(like.new_tensor([getattr(t, n) for t in trials]) for n in ("lr", "momentum", "weight_decay")))
+        lr, momentum, decay = ([getattr(t, n) for t in trials] for n in ("lr", "momentum", "weight_decay"))
+        column = like.new_tensor
+        return cls(column(lr), column(momentum), column(decay), tuple(t.seed for t in trials))
 
 
 class Engine(ABC):
@@ -115,7 +119,9 @@ class LoopEngine(Engine):
             if not alive[i]:
                 continue
             module.train()
-            loss = self.losses(module(inputs[i])[None], targets[i : i + 1]).mean()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(layer_seed(self.hyper.seeds[i], step))
+                loss = self.losses(module(inputs[i])[None], targets[i : i + 1]).mean()
             losses[i] = loss.detach()
             if loss.isfinite():
                 optimizer.zero_grad()
@@ -125,15 +131,18 @@ class LoopEngine(Engine):
 
     def state(self) -> tuple[Tensors, Tensors]:
         """See :meth:`Engine.state`."""
-        parameters, buffers = stack_module_state([m.eval() for m in self.modules])
-        return {k: v.detach() for k, v in parameters.items()}, buffers
+        parameters, buffers = stacked(self.modules)
+        return parameters, buffers | {_MEMBER: torch.arange(len(self.modules))}
 
     def outputs(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
         """See :meth:`Engine.outputs`."""
-        self.module.eval()
-        trials = range(len(next(iter(parameters.values()))))
+        members = buffers[_MEMBER].tolist()
+        others = {k: v for k, v in buffers.items() if k != _MEMBER}
         return torch.stack(
-            [functional_call(self.module, (_take(parameters, i), _take(buffers, i)), (inputs,)) for i in trials]
+            [
+                functional_call(self.modules[m].eval(), (_take(parameters, i), _take(others, i)), (inputs,))
+                for i, m in enumerate(members)
+            ]
         )
 
 
@@ -142,14 +151,16 @@ class VmapEngine(Engine):
 
     def __init__(self, modules: Sequence[nn.Module], loss: Loss, hyper: Hyperparameters) -> None:
         super().__init__(modules, loss, hyper)
-        parameters, self.buffers = stack_module_state(list(modules))
-        self.parameters = {k: v.detach().requires_grad_() for k, v in parameters.items()}
+        parameters, self.buffers = stacked(modules)
+        self.parameters = {k: v.requires_grad_() for k, v in parameters.items()}
         self.velocity = {k: torch.zeros_like(v) for k, v in self.parameters.items()} if hyper.momentum.any() else None
 
     def step(self, inputs: Tensor, targets: Tensor, step: int) -> None:
         """See :meth:`Engine.step`."""
         self.module.train()
         outputs = vmap(self._call)(self.parameters, self.buffers, inputs)
+        sound = self.mark_diverged(outputs.detach().flatten(1).sum(1), step)
+        outputs = torch.where(_like(sound, outputs), outputs, 0)  # a loss may refuse what is not finite
         losses = self.losses(outputs, targets).mean(1)
         alive = self.mark_diverged(losses.detach(), step)
         gradients = torch.autograd.grad(losses.sum(), list(self.parameters.values()))
@@ -185,8 +196,7 @@ class FusedEngine(Engine):
 
     def __init__(self, modules: Sequence[nn.Module], loss: Loss, hyper: Hyperparameters) -> None:
         super().__init__(modules, loss, hyper)
-        parameters, _ = stack_module_state(list(modules))
-        self.parameters = {k: v.detach().contiguous() for k, v in parameters.items()}
+        self.parameters, _ = stacked(modules)
         layers = [name for name, child in modules[0].named_children() if isinstance(child, nn.Linear)]
         self.layers = [(f"{name}.weight", f"{name}.bias") for name in layers]
         hidden = [c for c in modules[0].children() if not isinstance(c, nn.Linear | nn.Flatten)]
@@ -283,28 +293,33 @@ def choose_engine(trial: Trial) -> str:
         return "call"
     if can_fuse(trial.arch, trial.loss):
         return "fused"
+    try:
+        return "vmap" if _vmap_agrees(trial) else "loop"
+    except Exception:  # whatever a module of the user's own raises: the loop takes any, and reports what is wrong
+        return "loop"
+
+
+def _vmap_agrees(trial: Trial) -> bool:
+    """Takes a step of two trials, and compares the outputs with those of their own modules.
+
+    They differ where a module has state of its own that is no parameter and no buffer.
+    """
     from trainables.datasets import load_dataset
 
-    dataset = load_dataset(trial.dataset)
-    modules = [build(trial, dataset.input_shape, dataset.num_classes) for _ in range(2)]
-    dtype = getattr(torch, trial.precision)
-    hyper = Hyperparameters.of([trial, trial], torch.zeros(1, dtype=dtype))
-    inputs = dataset.train_inputs[:2].to(dtype)
-    targets = dataset.train_targets[:2]
+    dataset, dtype = load_dataset(trial.dataset), getattr(torch, trial.precision)
+    pair = [trial, trial.model_copy(update={"seed": trial.seed ^ 1})]
+    modules = [build(t, dataset.input_shape, dataset.num_classes).to(dtype) for t in pair]
+    inputs, targets = dataset.train_inputs[:2].to(dtype), dataset.train_targets[:2]
     targets = targets.to(dtype) if targets.is_floating_point() else targets
-    try:
-        engine = VmapEngine([m.to(dtype) for m in modules], load_loss(trial.loss), hyper)
-        engine.step(torch.stack([inputs, inputs]), torch.stack([targets, targets]), 0)
-        engine.outputs(*engine.state(), inputs)
-    except Exception:  # whatever a module of the user's own raises under vmap: the loop takes any module
-        return "loop"
-    return "vmap"
+    engine = VmapEngine(modules, load_loss(trial.loss), Hyperparameters.of(pair, inputs))
+    together = engine.outputs(*engine.state(), inputs)
+    apart = torch.stack([module.eval()(inputs) for module in modules])
+    engine.step(torch.stack([inputs, inputs]), torch.stack([targets, targets]), 0)
+    return torch.allclose(together, apart, rtol=1e-4, atol=1e-5)
 
 
 def build(trial: Trial, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """The trial's freshly initialised net; the same for one seed, whatever else differs."""
-    from trainables.streams import init_seed
-
     resolved = resolve("arch", trial.arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed(trial.seed))
@@ -312,6 +327,20 @@ def build(trial: Trial, input_shape: tuple[int, ...], num_classes: int) -> nn.Mo
     if not isinstance(module, nn.Module):
         raise TypeError(f"arch {trial.arch}: returned {type(module).__name__}, not a torch.nn.Module")
     return module
+
+
+def stacked(modules: Sequence[nn.Module]) -> tuple[Tensors, Tensors]:
+    """What training changes, and everything else that a module registers: buffers and frozen parameters.
+
+    Raises:
+        ValueError: a module in which everything is frozen.
+    """
+    trained = {name for name, p in modules[0].named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError("arch: the module has no parameter to train")
+    parameters, buffers = stack_module_state([m.train() for m in modules])
+    frozen = {k: v.detach() for k, v in parameters.items() if k not in trained}
+    return {k: v.detach() for k, v in parameters.items() if k in trained}, {**buffers, **frozen}
 
 
 def load_loss(reference: str) -> Loss:
@@ -332,6 +361,10 @@ def _activation_backward(activation: nn.Module, gradient: Tensor, before: Tensor
     else:
         backward = torch.ops.aten.gelu_backward(gradient, before)
     return backward
+
+
+_MEMBER = "isoratio.member"
+"""Which module a trial of the loop belongs to, carried among its buffers."""
 
 
 def _like(column: Tensor, tensor: Tensor) -> Tensor:

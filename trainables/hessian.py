@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainables.engines import Engine, Tensors
 
@@ -89,7 +90,8 @@ class Hessian:
 
     def _gradient(self, part: slice) -> tuple[Tensor, ...]:
         """Gradient of the chunk's share of the mean loss, with its graph."""
-        outputs = self.engine.outputs(self.parameters, self.buffers, self.inputs[part])
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            outputs = self.engine.outputs(self.parameters, self.buffers, self.inputs[part])
         loss = self.engine.losses(outputs, self.targets[:, part]).sum() / len(self.inputs)
         return torch.autograd.grad(loss, list(self.parameters.values()), create_graph=True, materialize_grads=True)
 

@@ -15,7 +15,7 @@ from trainables.hessian import Hessian, chunk_and_group, gradient_and_outputs
 from trainables.lanczos import lanczos
 from trainables.probe import Probe
 from trainables.registry import load
-from trainables.schema import RESERVED
+from trainables.schema import RESERVED, check_metric_names
 from trainables.settings import Hessian as HessianSettings
 from trainables.settings import Measure
 from trainables.snapshot import Snapshot
@@ -62,7 +62,8 @@ def measure(snapshot: Snapshot, settings: Measure) -> Measurements:
     if result.eigenvalues is not None:
         result.eigenvalues = result.eigenvalues[place]
     if settings.metrics:
-        _measure_plugins(result, snapshot, settings.metrics)
+        alive = snapshot.alive.cpu().numpy() & np.isfinite(result.values["train_loss"])
+        _measure_plugins(result, snapshot, settings.metrics, alive.nonzero()[0].tolist())
     return result
 
 
@@ -142,9 +143,9 @@ def _signs(group: Snapshot, purpose: Purpose, dimension: int, index: int) -> Ten
     return torch.from_numpy(np.stack([rademacher(t.seed, purpose, dimension, block, index) for t in group.trials]))
 
 
-def _measure_plugins(result: Measurements, snapshot: Snapshot, metrics: tuple[str, ...]) -> None:
+def _measure_plugins(result: Measurements, snapshot: Snapshot, metrics: tuple[str, ...], alive: list[int]) -> None:
     trials = len(snapshot.trials)
-    for i in snapshot.alive.nonzero().flatten().tolist():
+    for i in alive:
         probe = Probe.of(snapshot.take([i]))
         try:
             found = [pair for metric in metrics for pair in _metric(metric, probe)]
@@ -160,8 +161,7 @@ def _metric(target: str, probe: Probe) -> list[tuple[str, float]]:
     returned = load(target)(probe)
     if not isinstance(returned, dict):
         raise TypeError(f"metric {target}: returned {type(returned).__name__}; dict[str, float] is needed")
-    if taken := [name for name in returned if name.lower() in RESERVED]:
-        raise ValueError(f"metric {target}: returned {', '.join(taken)}: taken by columns of `trials`; choose others")
+    check_metric_names(f"metric {target}", returned, RESERVED)
     return [(name, float(value)) for name, value in returned.items()]
 
 

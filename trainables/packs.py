@@ -15,7 +15,17 @@ from typing import Any
 import pyarrow as pa
 
 from trainables.registry import load, resolve
-from trainables.schema import CURVES, EIGENVALUES, FAILURES, MEASURED, PROVENANCE, RESERVED, TRIALS, Status
+from trainables.schema import (
+    CURVES,
+    EIGENVALUES,
+    FAILURES,
+    MEASURED,
+    PROVENANCE,
+    RESERVED,
+    TRIALS,
+    Status,
+    check_metric_names,
+)
 from trainables.settings import Measure
 from trainables.store import Store, SweepStore, new_attempt, table
 from trainables.trial import FIELDS, REFERENCES, Trial
@@ -192,9 +202,8 @@ def _call(trial: Trial) -> dict[str, float]:
     returned = load(resolved.target)(config)
     if not isinstance(returned, dict):
         raise TypeError(f"{resolved.target}: returned {type(returned).__name__}; dict[str, float] is needed")
-    if taken := [name for name in returned if name.lower() in RESERVED - MEASURED]:
-        raise ValueError(f"{resolved.target}: returned {', '.join(taken)}: taken by columns of `trials`; choose others")
-    return {str(k): float(v) for k, v in returned.items()}
+    check_metric_names(resolved.target, returned, RESERVED - MEASURED)
+    return {k: float(v) for k, v in returned.items()}
 
 
 def _called_row(trial: Trial, values: dict[str, float]) -> Row:

@@ -45,12 +45,11 @@ def collect(device: str, threads: int, dataset_sha256: str | None, targets: list
 def revision() -> str:
     """Revision of the code: git's where this is a checkout, with "+dirty" for changes; else the installed version."""
     try:
-        head = _git("rev-parse", "HEAD")
-        tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # this very file, not a checkout around it
+        dirty = _git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return _git("rev-parse", "HEAD") + ("+dirty" if dirty else "")
     except (OSError, subprocess.SubprocessError):
         return version("isoratio")
-    dirty = _git("status", "--porcelain", "--untracked-files=no", "--", ".")
-    return (head + ("+dirty" if dirty else "")) if tracked else version("isoratio")
 
 
 def _git(*arguments: str) -> str:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trainables.trial import canonical_json
+from trainables.trial import Trial, canonical_json
 
 Kind = Literal["arch", "dataset", "loss", "call", "metric"]
 Reference = str | Mapping[str, Any]
@@ -222,6 +223,10 @@ def _plugin_parameters(kind: Kind, target: str, given: dict[str, Any]) -> tuple[
         canonical_json(given)
     except (TypeError, ValueError) as error:
         raise PluginError(f"{kind} {target!r}: parameters must be plain JSON values: {error}") from error
+    if kind == "call" and (taken := sorted(given.keys() & Trial.model_fields.keys())):
+        raise PluginError(
+            f"call {target!r}: parameter {taken[0]!r} is a field of every trial: set it under train or grid"
+        )
     if kind == "call":  # gets the whole configuration, its parameters within
         return {}, given
     try:
@@ -233,4 +238,6 @@ def _plugin_parameters(kind: Kind, target: str, given: dict[str, Any]) -> tuple[
 
 
 def _is_json(value: object) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
+    if isinstance(value, float):
+        return isfinite(value)
+    return value is None or isinstance(value, bool | int | str)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from enum import StrEnum
 from typing import Any, get_args
 
@@ -161,6 +161,24 @@ DERIVED = ("ratio", "input_noise", "gradient_noise", "loss_gap", "accuracy_gap",
 MEASURED = frozenset(column for pair in STATISTICS.items() for column in pair if column is not None)
 RESERVED = frozenset({*TRIALS.names, *FAILURES.names, *DERIVED, "planned"})
 """Names, in any case, that a metric of the user's own cannot have."""
+
+
+def check_metric_names(what: str, names: Iterable[Any], taken: Collection[str]) -> None:
+    """Refuses names that cannot be columns of `trials`; SQL does not tell names apart by case.
+
+    Raises:
+        ValueError: saying that ``what`` returned them.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{what}: returned the name {name!r}; a name is text that is not empty")
+        if name.lower() in taken or (name.lower() in MEASURED and name not in MEASURED):
+            raise ValueError(f"{what}: returned {name}: taken by a column of `trials`; choose another name")
+        if name.lower() in seen:
+            raise ValueError(f"{what}: returned {name} twice: case does not tell names apart")
+        seen.add(name.lower())
+
 
 TABLES: dict[str, pa.Schema] = {
     "trials": TRIALS,

@@ -15,7 +15,7 @@ class Every(BaseModel):
     """Every ``every`` epochs."""
 
     model_config = STRICT
-    every: Annotated[float, Field(gt=0)]
+    every: Annotated[float, Field(ge=1e-3)]
 
     def epochs(self, end: float) -> list[float]:
         """Measurement epochs strictly before ``end``."""
@@ -69,8 +69,14 @@ class Measure(BaseModel):
         return sorted({0.0, end, *(e for e in between if e < end)})
 
     def steps(self, end: float, examples: int, batch_size: int) -> dict[int, float]:
-        """Measurement steps and their epochs: epoch e falls on step round(e * examples / batch_size)."""
-        return {step_of(e, examples, batch_size): e for e in self.epochs(end)}
+        """Measurement steps and their epochs: epoch e falls on step round(e * examples / batch_size).
+
+        Of epochs that fall on one step the first counts; on the last step, the endpoint.
+        """
+        moments: dict[int, float] = {}
+        for epoch in self.epochs(end):
+            moments.setdefault(step_of(epoch, examples, batch_size), epoch)
+        return moments | {step_of(end, examples, batch_size): end}
 
     @property
     def measure_id(self) -> str:

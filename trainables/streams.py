@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     TRACE = 5
     SUBSET = 6
     DATA = 7
+    LAYERS = 8
 
 
 def words(seed: int, purpose: Purpose, n: int, block: int = 0, index: int = 0) -> NDArray[np.uint64]:
@@ -39,6 +40,11 @@ def uniforms(raw: NDArray[np.uint64]) -> NDArray[np.float64]:
 def init_seed(seed: int) -> int:
     """Seed of the framework's generator while a net is initialised."""
     return int(words(seed, Purpose.INIT, 1)[0] >> np.uint64(1))
+
+
+def layer_seed(seed: int, step: int) -> int:
+    """Seed of the framework's generator during one step, for layers that draw random numbers."""
+    return int(words(seed, Purpose.LAYERS, 1, step)[0] >> np.uint64(1))
 
 
 def permutation(seed: int, epoch: int, n: int) -> Indices:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.data import Dataset
 from trainables.datasets import load_dataset
 from trainables.engines import ENGINES, Engine, Hyperparameters, build, load_loss
 from trainables.measurement import Measurements, measure
-from trainables.settings import Measure, step_of
+from trainables.settings import Hessian, Measure, step_of
 from trainables.snapshot import PackData, Snapshot
 from trainables.streams import examples
 from trainables.trial import Trial
@@ -55,13 +56,12 @@ def train(trials: Sequence[Trial], engine: str, settings: Measure, device: torch
     """Trains trials that share all that shapes the computation; yields the fraction done, returns the run.
 
     Raises:
-        ValueError: a batch larger than the training set.
+        ValueError: settings that this data set does not allow.
     """
     first = trials[0]
     dataset, dtype = load_dataset(first.dataset), getattr(torch, first.precision)
-    if first.batch_size > dataset.train_size:
-        raise ValueError(f"batch_size {first.batch_size}: the training set has {dataset.train_size} examples")
-    curvature_examples = settings.hessian.examples if settings.hessian else 1
+    _check(first, dataset)
+    curvature_examples = (settings.hessian or Hessian()).examples
     data = PackData.of(dataset, trials, curvature_examples, dtype, device)
     state = start(trials, engine, data, dtype, device)
     moments = settings.steps(first.epochs, dataset.train_size, first.batch_size)
@@ -77,6 +77,16 @@ def train(trials: Sequence[Trial], engine: str, settings: Measure, device: torch
         run.moments.append((step, epoch, found))
     run.diverged_at = state.diverged_at.tolist()
     return run
+
+
+def _check(trial: Trial, dataset: Dataset) -> None:
+    n = dataset.train_size
+    if trial.batch_size > n:
+        raise ValueError(f"batch_size {trial.batch_size}: the training set has {n} examples")
+    if step_of(trial.epochs, n, trial.batch_size) == 0:
+        raise ValueError(f"epochs {trial.epochs:g}: not one step at batch size {trial.batch_size} of {n} examples")
+    if trial.loss == "cross_entropy" and not dataset.is_classification:
+        raise ValueError(f"loss cross_entropy: data set {trial.dataset} has real-valued targets; mse takes them")
 
 
 def start(trials: Sequence[Trial], engine: str, data: PackData, dtype: torch.dtype, device: torch.device) -> Engine:

@@ -64,13 +64,14 @@ def test_items_start_in_order_and_a_failing_one_changes_nothing_for_the_others(
     assert capfd.readouterr().out == ""
 
 
-def test_stop_lets_what_runs_finish_and_starts_nothing_else(executor: Executor, out: Path) -> None:
+@pytest.mark.parametrize("sign", [Progress, Finished])
+def test_stop_lets_what_runs_finish_and_starts_nothing_else(executor: Executor, out: Path, sign: type[Event]) -> None:
     events: list[Event] = []
     executor.run(
         workload.obey,
         orders(out, "slow", "write", "write"),
         on_event=events.append,
-        stop=lambda: any(isinstance(e, Progress) for e in events),  # by then the next item waits on an actor
+        stop=lambda: any(isinstance(e, sign) for e in events),
     )
     assert without_progress(events) == [("Started", 0), ("Finished", 0)]
     assert written(out) == [0]

@@ -9,9 +9,9 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import workload
@@ -22,7 +22,7 @@ from workload import Order, written
 
 from cluster import ClusterError, Event, Failed, Finished, Progress, Started
 from cluster.connection import TOKEN_IN_USE, connected
-from cluster.tune import TuneExecutor
+from cluster.tune import Dispatcher, TuneExecutor
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -42,20 +42,19 @@ def short_tmp() -> Iterator[Path]:
 
 
 class Driver:
-    """A process that runs a script as the installed command would, and all processes that come from it."""
+    """A process that runs a script as the installed command would, and the processes that come from it."""
 
     def __init__(self, script: str, directory: Path, tmp: Path, *command: str, **environment: str) -> None:
-        self.marker = f"ISORATIO_TEST={uuid.uuid4().hex}"
-        name, _, value = self.marker.partition("=")
         self.process = subprocess.Popen(
             [*command, sys.executable, "-P", "-c", script],
             cwd=directory,
-            env={**os.environ, "TMPDIR": str(tmp), name: value, **environment},
+            env={**os.environ, "TMPDIR": str(tmp), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
+        self.family: set[int] = set()
 
     def __enter__(self) -> "Driver":
         return self
@@ -65,25 +64,37 @@ class Driver:
         for pid in self.alive():
             os.kill(pid, signal.SIGKILL)
 
-    def alive(self) -> list[int]:
-        """The processes that inherited our marker."""
-        return [int(p.name) for p in Path("/proc").glob("[0-9]*") if self._ours(p)]
-
-    def _ours(self, process: Path) -> bool:
-        try:
-            running = "\nState:\tZ" not in (process / "status").read_text()
-            return running and self.marker.encode() in (process / "environ").read_bytes()
-        except OSError:
-            return False
-
     def line(self) -> str:
+        """Its next line; what it has started by then is its family."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        line = self.process.stdout.readline().strip()
+        self.family |= descendants(self.process.pid)
+        return line
+
+    def alive(self) -> list[int]:
+        return [pid for pid in self.family if parent(pid) is not None]
 
     def finish(self, timeout: float = 60) -> str:
         out, err = self.process.communicate(timeout=timeout)
         assert self.process.returncode == 0, err
         return out
+
+
+def parent(pid: int) -> int | None:
+    """The parent of a process that lives, zombies excluded."""
+    try:
+        state, ppid = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return None if state == "Z" else int(ppid)
+
+
+def descendants(pid: int) -> set[int]:
+    parents = {int(p.name): parent(int(p.name)) for p in Path("/proc").glob("[0-9]*")}
+    found = {pid}
+    while more := {child for child, its in parents.items() if its in found} - found:
+        found |= more
+    return found - {pid}
 
 
 def soon(condition: Callable[[], bool], seconds: float = 15) -> bool:
@@ -115,14 +126,25 @@ def test_a_killed_process_fails_its_item_only(tmp_path: Path, capfd: pytest.Capt
     assert capfd.readouterr().out == ""
 
 
-def test_actors_are_reused_start_items_in_order_and_get_a_thread_per_core(tmp_path: Path) -> None:
+def test_one_process_per_core_takes_item_after_item_in_order_with_one_thread(tmp_path: Path) -> None:
     events = run(TuneExecutor(), orders(tmp_path, *["uneven"] * 100))
-    started = [e.index for e in events if isinstance(e, Started)]
-    assert sorted(started) == list(range(100))
-    assert max(abs(place - index) for place, index in enumerate(started)) < CORES
+    assert [e.index for e in events if isinstance(e, Started)] == list(range(100))
+    assert sorted(e.index for e in events if isinstance(e, Finished)) == list(range(100))
     told = {tuple((tmp_path / str(i)).read_text().split()) for i in range(100)}
-    assert len({pid for pid, _ in told}) <= CORES
+    assert len({pid for pid, _ in told}) == CORES
     assert {threads for _, threads in told} == {"1"}
+
+
+def test_a_process_that_dies_without_an_item_takes_the_next_with_it(tmp_path: Path) -> None:
+    """Where none can even start, this is what brings the run to its end."""
+    (tmp_path / "error.txt").write_text("no such interpreter")
+    events: list[Event] = []
+    dispatcher = Dispatcher(2, 1, events.append, lambda: False)
+    for trial_id in "abc":
+        trial = SimpleNamespace(trial_id=trial_id, error_file=tmp_path / "error.txt")
+        assert dispatcher.stop_all() == (trial_id == "c")
+        dispatcher.on_trial_error(iteration=0, trials=[], trial=trial)
+    assert [(type(e), e.index) for e in events] == [(Started, 0), (Failed, 0), (Started, 1), (Failed, 1)]
 
 
 def test_what_cannot_be_imported_there_is_the_failure_of_the_item(
@@ -178,7 +200,6 @@ def test_a_users_folders_never_shadow_ours_and_no_home_is_needed(tmp_path: Path,
     (tmp_path / "helper.py").write_text("")
     with Driver(IN_A_FOLDER_OF_THE_SAME_NAMES, tmp_path, short_tmp, HOME="/dev/null/no") as driver:
         assert driver.finish() == "Started(index=0)\nFinished(index=0)\n"
-        assert soon(lambda: not driver.alive())
     assert list(short_tmp.iterdir()) == []
 
 
@@ -238,7 +259,7 @@ def test_the_second_ctrl_c_ends_everything_at_once(tmp_path: Path, short_tmp: Pa
 
 def test_kill_9_of_the_driver_leaves_no_process(tmp_path: Path, short_tmp: Path) -> None:
     with start_with_signals(tmp_path, "endless", short_tmp) as driver:
-        assert len(driver.alive()) > 3
+        assert len(driver.alive()) > 6
         driver.process.kill()
         assert soon(lambda: not driver.alive()), driver.alive()
         assert soon(lambda: not list(short_tmp.iterdir()))
@@ -276,7 +297,7 @@ main()
         for _ in range(2):
             with Driver(JOIN.format(out=str(out), address=address), here, tmp_path) as driver:
                 assert driver.finish().count("Finished") == 3
-            assert written(out) == [0, 1, 2]
+        assert written(out) == [0, 1, 2]
         assert cluster.process.poll() is None
 
 

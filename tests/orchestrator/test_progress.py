@@ -35,9 +35,11 @@ def test_a_launch_with_nothing_to_do_is_done() -> None:
     assert tally(cost=0.0).fraction == 1
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (89, "89 s"), (240, "4 min"), (7200, "2.0 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5, "5 s"), (89, "89 s"), (240, "4.0 min"), (3000, "50 min"), (7200, "2.0 h")]
+)
 def test_durations(seconds: float, text: str) -> None:
-    assert progress._duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 def test_off_a_terminal_there_are_plain_lines_a_log_and_a_heartbeat(

@@ -89,7 +89,7 @@ def test_deep_linear_chain(factors: list[float]) -> None:
     from trainables.losses import mse
 
     one = torch.ones(1, dtype=torch.float64)
-    engine = VmapEngine([Chain(factors)], mse, Hyperparameters(one, one * 0, one * 0))
+    engine = VmapEngine([Chain(factors)], mse, Hyperparameters(one, one * 0, one * 0, (0,)))
     found = dense(hessian_of(engine, one[:, None], one[None, :, None]))[0] / 2
     w, p = np.array(factors), prod(factors)
     expected = (2 * p * p - p) / np.outer(w, w)

@@ -15,7 +15,7 @@ from orchestrator import __all__ as twins
 from orchestrator.cli import app
 from orchestrator.sweepfile import load
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
