@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import duckdb
 import pyarrow.parquet as pq
 
 from cluster.executor import Event, Executor, Failed, Finished, Progress, Started
 from orchestrator.lock import launch_lock
-from orchestrator.parquet import files_of, select
+from orchestrator.parquet import count_ended, files_of
 from orchestrator.progress import Reporter, Tally, count_pack
 from orchestrator.reconcile import Reconciliation, reconcile
 from orchestrator.sweepfile import SweepFile, load
@@ -190,7 +189,8 @@ class _Launch:
         self._write_plan(todo)
         for reuse in todo.reuse:
             reuse.commit(self.store, self.there)
-        self.tally = Tally(todo.grid.num_rows, self._ended(), sum(todo.packs["cost"].to_pylist()))
+        counts = dict.fromkeys(Status, 0) | count_ended(self.there, self.sweep.measure.measure_id)
+        self.tally = Tally(todo.grid.num_rows, counts, sum(todo.packs["cost"].to_pylist()))
         self.reporter = Reporter(self.there, self.tally)
         state = "interrupted"
         try:
@@ -233,14 +233,6 @@ class _Launch:
                 self.reporter.say(f"trying {again} failed trials again")
                 self._write_plan(todo)
                 self.tally.retry(again, sum(todo.packs["cost"].to_pylist()))
-
-    def _ended(self) -> dict[str, int]:
-        """Planned trials that ended before, by status; what failed is tried again."""
-        measured = f"measure_id = '{self.sweep.measure.measure_id}'"
-        query = f"SELECT status, count(DISTINCT trial_id) AS n FROM rows WHERE {measured} GROUP BY status"
-        with duckdb.connect() as connection:
-            found = select(connection, query, files_of(self.there, "trials"), "trials").to_pylist()
-        return dict.fromkeys(Status, 0) | {row["status"]: row["n"] for row in found}
 
     def _run_packs(self, todo: Reconciliation) -> None:
         packs = todo.packs.select(["pack_id", "cost"]).to_pylist()

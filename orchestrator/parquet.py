@@ -19,6 +19,13 @@ def files_of(sweep: SweepStore, table: str) -> list[Path]:
     return sorted((sweep.path / table).glob("*.parquet"))
 
 
+def count_ended(sweep: SweepStore, measure_id: str) -> dict[str, int]:
+    """Committed trials by status, as far as they were measured in this way."""
+    query = f"SELECT status, count(DISTINCT trial_id) AS n FROM rows WHERE measure_id = '{measure_id}' GROUP BY status"
+    with duckdb.connect() as connection:
+        return {r["status"]: r["n"] for r in select(connection, query, files_of(sweep, "trials"), "trials").to_pylist()}
+
+
 def select(connection: duckdb.DuckDBPyConnection, query: str, files: Sequence[Path], table: str) -> pa.Table:
     """What a query finds in ``rows``: all rows of some files of a table; without files there are none.
 

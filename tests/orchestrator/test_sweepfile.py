@@ -231,7 +231,7 @@ WRONG_LINES = {
     "measure: {at: 5}": r"6:15: measure.at: should be a list of epochs, {every: n} or {log: n}",
     "measure: {at: {evry: 5}}": "6:15: measure.at: should be a list of epochs, .*; did you mean 'every'?",
     "measure: {at: {every: 5, log: 3}}": "6:15: measure.at: should be a list of epochs, {every: n} or {log: n}",
-    "measure: {at: {every: 0}}": "6:23: measure.at.every: 0 should be greater than 0",
+    "measure: {at: {every: 0}}": "6:23: measure.at.every: 0 should be greater than or equal to 0.001",
     "measure: {at: [1, -2]}": "6:19: measure.at.1: -2 should be greater than or equal to 0",
     "measure: {hessian: true}": "6:20: measure.hessian: should be a mapping of top, .*, or false",
     "measure: {hessian: {tpo: 3}}": "6:21: measure.hessian: unknown key 'tpo': .*; did you mean 'top'?",

@@ -65,3 +65,64 @@ def rayleigh_quotient(probe: Probe) -> dict[str, float]:
         "probe_loss": float(losses.mean()),
         "probe_gradient": float(gradient.norm()),
     }
+
+
+def partly_frozen(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    net = nn.Sequential(nn.Linear(input_shape[0], 6), nn.Tanh(), nn.Linear(6, num_classes))
+    net[0].requires_grad_(False)
+    return net
+
+
+class Masked(nn.Module):
+    """State of its own that it does not register."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.mask = (torch.rand(inputs) < 0.5).double()
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x * self.mask.to(x))
+
+
+def masked(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return Masked(input_shape[0], num_classes)
+
+
+class Attention(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inputs, self.embed = inputs, nn.Linear(1, 4)
+        self.out = nn.Linear(4, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x.unsqueeze(-1))
+        return self.out(nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).mean(-2))
+
+
+def attention(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return Attention(input_shape[0], num_classes)
+
+
+def broken(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    raise RuntimeError("this net cannot be built")
+
+
+def refuses_what_is_not_finite(outputs: Tensor, targets: Tensor) -> Tensor:
+    if not outputs.isfinite().all():
+        raise RuntimeError("not finite")
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def needs_finite_weights(probe: Probe) -> dict[str, float]:
+    if not probe.vector.isfinite().all():
+        raise RuntimeError("called for a trial that diverged")
+    return {"seen": 1.0}
+
+
+def gradient_norm_of_probe(probe: Probe) -> dict[str, float]:
+    return {"g": float(probe.gradient().norm())}
+
+
+def bad_name(probe: Probe) -> dict[str, float]:
+    return {"Ratio": 1.0}
