@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator import launch, logs, plan, remove, resume, run_trial, sql, status, stop
+from orchestrator import import_trials, launch, logs, plan, remove, resume, run_trial, sql, status, stop, verify
 from orchestrator.launching import LaunchResult
 from orchestrator.lock import LaunchHeldError, launch_lock
 from orchestrator.reconcile import SweepChangedError
@@ -140,6 +141,8 @@ FAILING = """
 def callables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module of the user's own in the working directory, told by files what to do."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # each test has its own module of this name
+    monkeypatch.delitem(sys.modules, "callable", raising=False)
     (tmp_path / "callable.py").write_text(
         textwrap.dedent("""
             from pathlib import Path
@@ -263,3 +266,85 @@ def test_plan_writes_nothing_and_knows_what_is_done(tmp_path: Path) -> None:
     go(file, tmp_path)
     done = plan(file, tmp_path / "store")
     assert all(r["estimated_seconds"] is None for r in done.rows())
+
+
+def test_a_net_that_cannot_be_built_fails_its_trials_and_not_the_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text("def broken(shape, classes):\n    raise ValueError('cannot be built')\n")
+    old, new = "[{name: mlp, depth: 1, width: 4}]", "[linear, 'nets:broken']"
+    result = go(write(tmp_path, SWEEP.replace(old, new) + "    retries: 0\n"), tmp_path)
+    assert (result.done, result.failed) == (12, 12)
+    failed = rows(tmp_path, "SELECT DISTINCT error FROM trials WHERE status = 'failed'")
+    assert "ValueError: cannot be built" in failed[0]["error"]
+
+
+def test_a_limited_launch_reports_what_failed_and_leaves_the_rest_open(callables: Path) -> None:
+    file = write(callables, FAILING)
+    some = go(file, callables, limit=3)
+    assert (some.ran, some.failed) == (2, 1)
+    assert status(callables / "store", "failing")[0]["state"] == "stopped"
+    assert go(file, callables).done == 5
+
+
+def test_imported_trials_are_not_mixed_with_a_launch(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("lr,batch_size,test_loss\n0.1,8,1.0\n")
+    import_trials(tmp_path / "store", tmp_path / "mine.csv", "small")
+    with pytest.raises(StoreError, match="holds imported trials: give the sweep file another name"):
+        go(write(tmp_path), tmp_path)
+
+
+def test_a_lost_plan_is_made_again_and_nothing_runs_twice(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    go(file, tmp_path)
+    (tmp_path / "store/small/plan.parquet").unlink()
+    again = go(file, tmp_path)
+    assert (again.ran, again.done, again.planned) == (0, 12, 12)
+    assert run_trial("small", rows(tmp_path)[0]["trial_id"], tmp_path / "store")
+
+
+def test_a_damaged_pack_is_set_aside_and_run_again(tmp_path: Path) -> None:
+    go(write(tmp_path), tmp_path)
+    before = rows(tmp_path, "SELECT trial_id, test_loss, lambda_max FROM trials ORDER BY trial_id")
+    victim = next((tmp_path / "store/small/trials").glob("*.parquet"))
+    victim.write_bytes(victim.read_bytes()[:-9])
+    assert verify(tmp_path / "store")
+    assert 0 < resume("small", tmp_path / "store", executor="inline").ran < 12
+    assert rows(tmp_path, "SELECT trial_id, test_loss, lambda_max FROM trials ORDER BY trial_id") == before
+
+
+def test_a_reused_trial_can_be_run_again(tmp_path: Path) -> None:
+    go(write(tmp_path), tmp_path)
+    go(write(tmp_path, name="name: other"), tmp_path)
+    assert run_trial("other", rows(tmp_path)[0]["trial_id"], tmp_path / "store")
+
+
+def test_yaml_may_become_toml(tmp_path: Path) -> None:
+    go(write(tmp_path), tmp_path)
+    toml = tmp_path / "sweep.toml"
+    toml.write_text(
+        'name = "small"\n'
+        "dataset = {name = 'teacher', train_size = 40, test_size = 10, dimension = 4, classes = 3}\n"
+        "train = {epochs = 2}\n"
+        "measure = {at = [], hessian = {top = 1, trace_probes = 2, examples = 40}}\n"
+        "[grid]\narch = [{name = 'mlp', depth = 1, width = 4}]\nratio = [0.001, 0.01]\nbatch_size = [4, 8]\n"
+        "seed = {range = 4}\n"
+    )
+    assert go(toml, tmp_path).ran == 4
+    assert resume("small", tmp_path / "store", executor="inline").done == 16
+
+
+def test_a_changed_plugin_is_said(callables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    go(write(callables, FAILING), callables)
+    assert "has changed" not in capsys.readouterr().err
+    with (callables / "callable.py").open("a") as file:
+        file.write("# another\n")
+    go(write(callables, FAILING), callables)
+    assert "warning: callable:sometimes has changed since trials of this sweep ran" in capsys.readouterr().err
+
+
+def test_a_detached_launch_of_a_held_sweep_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    with launch_lock(Store(tmp_path / "store").sweep("small")), pytest.raises(LaunchHeldError):
+        go(file, tmp_path, detach=True)

@@ -163,3 +163,49 @@ def test_mse_on_real_valued_targets_has_no_accuracy() -> None:
     values = endpoint([trial(dataset="plugins:regression", loss="mse", arch="linear")])
     assert "train_accuracy" not in values
     assert values["train_loss"][0] > 0
+
+
+@pytest.mark.parametrize("arch", ["plugins:with_dropout", "plugins:masked"])
+def test_random_layers_and_unregistered_state_belong_to_the_trial(arch: str) -> None:
+    """Whatever ran before, and beside it, on the same worker."""
+    pack = [trial(arch=arch, seed=s) for s in range(3)]
+    packed = endpoint(pack, "loop")
+    torch.rand(7)
+    for i in (2, 0):
+        close(packed, endpoint([pack[i]], "loop"), i)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_frozen_parameters_stay_what_they_were_and_have_no_curvature(engine: str) -> None:
+    dataset = load_dataset(SMALL_TEACHER)
+    pack = [trial(arch="plugins:partly_frozen", seed=s, momentum=0.9, weight_decay=0.1) for s in range(2)]
+    state = engine_for(pack, dataset, engine)
+    before = {k: v.clone() for k, v in state.state()[1].items()}
+    x, y = dataset.train_inputs[:8].expand(2, -1, -1), dataset.train_targets[:8].expand(2, -1)
+    state.step(x, y, 0)
+    parameters, others = state.state()
+    assert set(parameters) == {"2.weight", "2.bias"}
+    assert torch.equal(others["0.weight"], before["0.weight"])
+    values = endpoint(pack, engine, Measure(at=[], hessian={"examples": 20, "trace_probes": 1000, "top": 2}))
+    close(
+        values, endpoint([pack[0]], "loop", Measure(at=[], hessian={"examples": 20, "trace_probes": 1000, "top": 2})), 0
+    )
+
+
+def test_a_loss_never_sees_a_trial_that_diverged() -> None:
+    pack = [trial(loss="plugins:refuses_what_is_not_finite", arch="linear", lr=lr) for lr in (0.01, 1.7e308)]
+    done = run(pack, "vmap")
+    assert done.diverged_at[0] == -1
+    assert done.diverged_at[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0.01}, "epochs 0.01: not one step at batch size 8 of 50 examples"),
+        ({"dataset": "plugins:regression"}, "loss cross_entropy: data set plugins:regression has real-valued targets"),
+    ],
+)
+def test_settings_that_the_data_do_not_allow_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run([trial(**changes)])

@@ -115,3 +115,36 @@ def test_a_probe_gives_gradient_products_and_model() -> None:
     assert (found["rayleigh"] >= found["lambda_min"] - 1e-9).all()
     np.testing.assert_allclose(found["probe_loss"], found["train_loss"], rtol=1e-12)
     np.testing.assert_allclose(found["probe_gradient"], found["gradient_norm"], rtol=1e-9)
+
+
+def test_the_start_keeps_its_name_and_the_endpoint_its_own() -> None:
+    """Epochs that fall on one step: at a large batch the first of them are all step 0."""
+    moments = run([trial(batch_size=50)], settings=Measure(at=[0.1, 1, 1.9], hessian=False)).moments
+    assert [(step, epoch) for step, epoch, _ in moments] == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_without_curvature_a_probe_still_has_examples() -> None:
+    with_, without = (
+        run([trial()], settings=Measure(at=[], hessian=h, metrics=["plugins:gradient_norm_of_probe"])).moments[-1][2]
+        for h in ({"examples": 1000}, False)
+    )
+    assert with_.values["g"] == without.values["g"]
+
+
+def test_a_metric_is_not_asked_about_a_trial_that_has_just_diverged() -> None:
+    pack = [trial(arch="linear", loss="mse", lr=lr, epochs=0.5) for lr in (0.01, 1e200)]
+    done = run(pack, settings=Measure(at=[], hessian=False, metrics=["plugins:needs_finite_weights"]))
+    assert done.moments[-1][2].failures == {}
+    assert done.diverged_at[0] == -1
+    assert done.diverged_at[1] > 0
+
+
+def test_a_metric_cannot_take_the_name_of_a_column() -> None:
+    done = run([trial()], settings=Measure(at=[], hessian=False, metrics=["plugins:bad_name"]))
+    assert "returned Ratio: taken by a column of `trials`" in done.moments[0][2].failures[0]
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_attention_has_curvature(engine: str) -> None:
+    found = run([trial(arch="plugins:attention")], engine, Measure(at=[], hessian=CURVATURE)).moments[-1][2]
+    assert found.values["lambda_max"][0] > 0

@@ -49,6 +49,7 @@ def test_a_plugin_takes_its_defaults_from_its_signature() -> None:
         ("arch", {"name": "plugins:convnet", "chanels": 1}, "unexpected keyword argument 'chanels'.*its signature is"),
         ("metric", "weight_norm", "allowed are package.module:callable"),
         ("arch", "plugins:annotations", "is a"),
+        ("call", {"name": "plugins:whole_trial", "lr": 5}, "parameter 'lr' is a field of every trial"),
     ],
 )
 def test_a_wrong_name_gets_a_message_that_helps(kind: str, reference: object, message: str) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainables import trial as module
+from trainables.schema import MEASURED, RESERVED, check_metric_names
 from trainables.settings import Hessian, Measure, step_of
 from trainables.trial import FIELDS, WITHIN_PACK, Trial, canonical_json, field_adapter, round_lr, trial_id
 
@@ -114,3 +115,23 @@ def test_domain_types_import_neither_torch_nor_ray() -> None:
         "assert not {'torch', 'ray', 'duckdb'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["fine", "also_fine", "lambda_max"], None),
+        ([""], "a name is text that is not empty"),
+        ([3], "the name 3"),
+        (["Foo", "foo"], "returned foo twice"),
+        (["RATIO"], "taken by a column"),
+        (["Train_Loss"], "taken by a column"),
+        (["trial_id"], "taken by a column"),
+    ],
+)
+def test_names_of_metrics_must_be_columns(names: list[object], message: str | None) -> None:
+    if message is None:
+        check_metric_names("mine", names, RESERVED - MEASURED)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_metric_names("mine", names, RESERVED - MEASURED)
