@@ -13,7 +13,7 @@ from trainables.architectures import mlp
 from trainables.datasets import load_dataset
 
 
-def trial(config: dict[str, Any], epochs: int, top: int, probes: int, examples: int) -> dict[str, float]:
+def trial(config: dict[str, Any], epochs: int, hessian: dict[str, int] | None) -> dict[str, float]:
     """Trains on digits with plain SGD; measures at the start and the endpoint."""
     data = load_dataset("digits")
     x, y = data.train_inputs.float(), data.train_targets.clone()
@@ -24,20 +24,20 @@ def trial(config: dict[str, Any], epochs: int, top: int, probes: int, examples: 
     net = mlp((64,), 10)
     lr, batch = config["ratio"] * config["batch_size"], config["batch_size"]
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
-    found = measure(net, x, y, data.test_inputs.float(), data.test_targets, top, probes, examples)
+    found = measure(net, x, y, data.test_inputs.float(), data.test_targets, hessian)
     for _ in range(epochs):
         for chosen in torch.randperm(len(x), generator=generator).split(batch):
             loss = nn.functional.cross_entropy(net(x[chosen]), y[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return found | measure(net, x, y, data.test_inputs.float(), data.test_targets, top, probes, examples)
+    return found | measure(net, x, y, data.test_inputs.float(), data.test_targets, hessian)
 
 
 def measure(
-    net: nn.Module, x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, top: int, probes: int, examples: int
+    net: nn.Module, x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, hessian: dict[str, int] | None
 ) -> dict[str, float]:
-    """Losses, accuracies, gradient norm, both ends of the spectrum, trace and Frobenius norm."""
+    """Losses, accuracies and gradient norm; if asked, the largest eigenvalues, trace and Frobenius norm."""
     parameters = list(net.parameters())
     loss = nn.functional.cross_entropy(net(x), y)
     gradient = torch.autograd.grad(loss, parameters)
@@ -50,22 +50,25 @@ def measure(
             "test_accuracy": float((out.argmax(1) == test_y).float().mean()),
             "gradient_norm": float(flat(gradient).norm()),
         }
-    subset = nn.functional.cross_entropy(net(x[:examples]), y[:examples])
-    with_graph = flat(torch.autograd.grad(subset, parameters, create_graph=True))
+    return values | (curvature(net, x[: hessian["examples"]], y[: hessian["examples"]], **hessian) if hessian else {})
+
+
+def curvature(net: nn.Module, x: Tensor, y: Tensor, top: int, trace_probes: int, examples: int) -> dict[str, float]:
+    """Largest eigenvalues by scipy, trace and Frobenius norm by Hutchinson."""
+    parameters = list(net.parameters())
+    gradient = flat(torch.autograd.grad(nn.functional.cross_entropy(net(x), y), parameters, create_graph=True))
 
     def product(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         v = torch.from_numpy(np.asarray(vector, dtype=np.float32).reshape(-1))
-        return flat(torch.autograd.grad(with_graph, parameters, v, retain_graph=True)).numpy()
+        return flat(torch.autograd.grad(gradient, parameters, v, retain_graph=True)).numpy()
 
-    d = len(with_graph)
+    d = len(gradient)
     operator = LinearOperator((d, d), matvec=product, dtype=np.float32)
     largest = eigsh(operator, k=top, which="LA", tol=1e-3, return_eigenvectors=False)
-    smallest = eigsh(operator, k=1, which="SA", tol=1e-3, return_eigenvectors=False)
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (probes, d)).astype(np.float32)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (trace_probes, d)).astype(np.float32)
     products = np.stack([product(v) for v in signs])
-    return values | {
+    return {
         "lambda_max": float(largest.max()),
-        "lambda_min": float(smallest[0]),
         "hessian_trace": float((signs * products).sum(1).mean()),
         "hessian_frobenius": float(np.sqrt(np.square(products).sum(1).mean())),
     }

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,11 @@ BATCH_SIZES = [8, 16, 32, 64, 128]
 NOISE = [0.0, 0.25]
 SEEDS = 8
 EPOCHS = 20
-MEASURE = {"top": 3, "trace_probes": 16, "examples": 512}
+MEASURES: dict[str, dict[str, int] | None] = {  # at the start and the endpoint, beside losses and accuracies
+    "losses": None,
+    "lambda_max_and_trace": {"top": 1, "trace_probes": 4, "examples": 512},
+    "top_3_and_trace": {"top": 3, "trace_probes": 16, "examples": 512},
+}
 
 DIGITS = f"""
 name: digits
@@ -36,7 +39,7 @@ grid:
   batch_size: {BATCH_SIZES}
   label_noise: {NOISE}
   seed: {{range: {SEEDS}}}
-measure: {{at: [], hessian: {json.dumps(MEASURE)}}}
+measure: {{at: [], hessian: HESSIAN}}
 """
 
 NOTHING = """
@@ -71,27 +74,22 @@ def isoratio(sweep: str, directory: Path) -> float:
     return time.perf_counter() - began
 
 
-def plain(trials: list[dict[str, Any]], reuse: bool, grid_size: int) -> float:
+def plain(trials: list[dict[str, Any]], hessian: dict[str, int] | None, grid_size: int, *, reuse: bool) -> float:
     """Seconds that plain Tune takes for a grid of this size, from a sample of its trials."""
     began = time.perf_counter()
     import ray
     from plain import trial
     from ray import tune
 
-    ray.init(
-        "local",
-        num_cpus=len(os.sched_getaffinity(0)),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    cores = len(os.sched_getaffinity(0))
+    ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     started = time.perf_counter() - began
 
     def run(config: dict[str, Any]) -> None:
         import torch
 
         torch.set_num_threads(1)
-        tune.report(trial(config["point"], EPOCHS, MEASURE["top"], MEASURE["trace_probes"], MEASURE["examples"]))
+        tune.report(trial(config["point"], EPOCHS, hessian))
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
@@ -107,45 +105,46 @@ def plain(trials: list[dict[str, Any]], reuse: bool, grid_size: int) -> float:
     return started + seconds * grid_size / len(trials)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sample", type=int, default=20, help="plain trials to run; a multiple of 5")
-    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
-    options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parent))
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    points = [
-        dict(zip(("ratio", "batch_size", "label_noise", "seed"), p, strict=True))
-        for p in product(RATIOS, BATCH_SIZES, NOISE, range(SEEDS))
-    ]
-    each = options.sample // len(BATCH_SIZES)
-    sample = [
-        p for b in BATCH_SIZES for p in [q for q in points if q["batch_size"] == b][:: len(points) // 5 // each][:each]
-    ]
+def compare(hessian: dict[str, int] | None, sample: int) -> dict[str, float]:
+    """One row of figures: Isoratio and plain Tune with the same statistics."""
+    names = ("ratio", "batch_size", "label_noise", "seed")
+    points = [dict(zip(names, p, strict=True)) for p in product(RATIOS, BATCH_SIZES, NOISE, range(SEEDS))]
+    each = sample // len(BATCH_SIZES)
+    by_size = ([p for p in points if p["batch_size"] == b] for b in BATCH_SIZES)
+    chosen = [p for of_size in by_size for p in of_size[:: len(of_size) // each][:each]]
     with tempfile.TemporaryDirectory() as directory:
-        ours = isoratio(DIGITS, Path(directory))
-    with tempfile.TemporaryDirectory() as directory:
-        empty = isoratio(NOTHING, Path(directory))
-    time_plain = partial(plain, sample, grid_size=len(points))
-    with_reuse, without = time_plain(reuse=True), time_plain(reuse=False)
-    figures = {
+        ours = isoratio(DIGITS.replace("HESSIAN", json.dumps(hessian or False)), Path(directory))
+    with_reuse, without = (plain(chosen, hessian, len(points), reuse=reuse) for reuse in (True, False))
+    return {
         "trials": len(points),
-        "plain_sample": len(sample),
+        "plain_sample": len(chosen),
         "isoratio_seconds": round(ours, 1),
         "plain_reuse_seconds_scaled": round(with_reuse, 1),
         "plain_seconds_scaled": round(without, 1),
         "times_faster_than_plain_reuse": round(with_reuse / ours, 1),
         "times_faster_than_plain": round(without / ours, 1),
-        "nothing_trials": 10_000,
-        "nothing_seconds": round(empty, 1),
-        "nothing_trials_per_second": round(10_000 / empty),
-        "cores": len(os.sched_getaffinity(0)),
     }
-    text = json.dumps(figures, indent=1)
-    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=20, help="plain trials to run; a multiple of 5")
+    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
+    options = parser.parse_args()
+    here = Path(__file__).parent
+    sys.path.insert(0, str(here))
+    os.environ["PYTHONPATH"] = str(here)
+    figures: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
+    for name, hessian in MEASURES.items():
+        figures[name] = compare(hessian, options.sample)
+        print(name, json.dumps(figures[name]), flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        seconds = isoratio(NOTHING, Path(directory))
+    figures["nothing"] = {"trials": 10_000, "seconds": round(seconds, 1), "trials_per_second": round(10_000 / seconds)}
+    print("nothing", json.dumps(figures["nothing"]))
     if options.save:
-        (Path(__file__).parent / "results").mkdir(exist_ok=True)
-        (Path(__file__).parent / "results" / "sweep.json").write_text(text + "\n")
+        (here / "results").mkdir(exist_ok=True)
+        (here / "results" / "sweep.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -59,9 +59,12 @@ class LaunchResult:
 
     def text(self) -> str:
         """A closing line, with what to do next."""
+        name = self.sweep
         if self.detached:
-            commands = (f"`isoratio {c} {self.sweep}{self.options}`" for c in ("status", "logs --follow", "stop"))
-            return f"{self.sweep} goes on in the background: {', '.join(commands)}"
+            look = [
+                f"`isoratio {c}{self.options}`" for c in (f"status {name}", f"logs {name} --follow", f"stop {name}")
+            ]
+            return f"{name} goes on in the background: {', '.join(look)}"
         head = (
             f"{self.sweep}: {self.done}/{self.planned} trials done ({self.diverged} diverged), {self.failed} failed; "
             f"this launch ran {self.ran} in {self.seconds:.1f} s"
