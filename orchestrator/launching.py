@@ -61,21 +61,20 @@ class LaunchResult:
         """A closing line, with what to do next."""
         name = self.sweep
         if self.detached:
-            look = [
-                f"`isoratio {c}{self.options}`" for c in (f"status {name}", f"logs {name} --follow", f"stop {name}")
-            ]
+            commands = (f"status {name}", f"logs {name} --follow", f"stop {name}")
+            look = [f"`isoratio {command}{self.options}`" for command in commands]
             return f"{name} goes on in the background: {', '.join(look)}"
         head = (
-            f"{self.sweep}: {self.done}/{self.planned} trials done ({self.diverged} diverged), {self.failed} failed; "
+            f"{name}: {self.done}/{self.planned} trials done ({self.diverged} diverged), {self.failed} failed; "
             f"this launch ran {self.ran} in {self.seconds:.1f} s"
         )
         if self.done + self.failed < self.planned:
-            return f"{head}\ngo on with: isoratio resume {self.sweep}{self.options}"
+            return f"{head}\ngo on with: isoratio resume {name}{self.options}"
         if self.failed:
-            why = f"SELECT trial_id, error FROM trials WHERE sweep = '{self.sweep}' AND status = 'failed'"
-            again = f"try them again with: isoratio resume {self.sweep}{self.options}"
+            why = f"SELECT trial_id, error FROM trials WHERE sweep = '{name}' AND status = 'failed'"
+            again = f"try them again with: isoratio resume {name}{self.options}"
             return f'{head}\nsee why with: isoratio sql "{why}"{self.options}\n{again}'
-        return f"{head}\nnext: isoratio invariance {self.sweep}{self.options}"
+        return f"{head}\nnext: isoratio invariance {name}{self.options}"
 
 
 def launch(
@@ -96,7 +95,7 @@ def launch(
         address: a running Ray, "auto" or "host:port"; None starts one on this machine.
         detach: leave a process behind that goes on, and return.
         executor: "ray", or "inline": in this process.
-        limit: run at most so many trials.
+        limit: stop after the pack that completes so many trials.
         should_stop: asked now and then; once true, no further pack starts and running ones are committed.
 
     Raises:
