@@ -204,6 +204,9 @@ def _write_partial(path: Path, data: bytes) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror}; nothing of it was kept", str(path)) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -117,3 +117,13 @@ def test_what_is_no_store_and_no_sweep_is_said(tmp_path: Path) -> None:
     Store(tmp_path).sweep("one").commit("p", "a", rows("t"), {})
     with pytest.raises(StoreError, match="it holds one"):
         Store(tmp_path).existing("x")
+
+
+def test_a_full_disk_is_said_with_the_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device; nothing of it was kept: '.*trials/p\.parquet'"):
+        create(tmp_path / "trials" / "p.parquet", b"rows")
+    assert list((tmp_path / "trials").iterdir()) == []
