@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ISORATIO
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+ISORATIO = str(Path(sys.executable).with_name("isoratio"))
 
 SWEEP = """\
 name: small
