@@ -26,24 +26,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
-from trainables.schema import RESERVED, STATISTICS, TABLES
+from trainables.schema import DERIVED, RESERVED, STATISTICS, TABLES
 from trainables.store import DamagedStoreError, Store, SweepStore
 from trainables.trial import FIELDS
-
-DERIVED = {
-    "ratio": "format('{:.9g}', lr / batch_size)::DOUBLE",
-    "input_noise": "0.0::DOUBLE",
-    "gradient_noise": "0.0::DOUBLE",
-    "loss_gap": "test_loss - train_loss",
-    "accuracy_gap": "train_accuracy - test_accuracy",
-    "stability": "lr * lambda_max / 2",
-}
-"""Columns that follow from stored ones.
-
-``ratio`` is lr / batch_size to 9 significant digits: in binary .35 / 5 and .14 / 2 differ, and ``GROUP BY ratio`` must
-not tear a line of equal ratio apart. At ``stability`` 1, gradient descent on a quadratic of curvature lambda_max stops
-converging.
-"""
 
 _FIRST = [
     *["arch", "dataset", "lr", "batch_size", "ratio", "label_noise", "input_noise", "gradient_noise"],
@@ -135,10 +120,10 @@ class Launch:
     @classmethod
     def of(cls, sweep: SweepStore) -> Launch:
         """Reads the heartbeat; alive is who holds ``log/launch.lock``, or on another host beats still."""
-        beat = _heartbeat(sweep.log_path / "launch.json")
+        beat = _heartbeat(sweep.heartbeat_path)
         beats = beat.get("state") == "running" and time.time() - beat.get("updated", 0) < HEARTBEAT_SECONDS
         elsewhere = beat.get("host") != socket.gethostname()
-        if not (_locked(sweep.log_path / "launch.lock") or (beats and elsewhere)):
+        if not (_locked(sweep.lock_path) or (beats and elsewhere)):
             return cls(alive=False, state=beat.get("state"))
         packs = tuple(beat.get("running_packs", ()))
         return cls(True, beat.get("state"), packs, beat.get("trials_per_second"), beat.get("eta_seconds"))
@@ -241,10 +226,7 @@ def _first_unreadable(sweeps: Iterable[SweepStore]) -> Path | None:
 
 
 def _files(sweeps: list[SweepStore], table: str) -> list[Path]:
-    if table == "plan":
-        return [sweep.plan_path for sweep in sweeps if sweep.plan_path.exists()]
-    found = (path for sweep in sweeps for path in (sweep.path / table).glob("*.parquet"))
-    return sorted(path for path in found if not path.name.startswith("."))
+    return [path for sweep in sweeps for path in sweep.files(table)]
 
 
 def _plugin_columns(sweeps: list[SweepStore]) -> list[str]:

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from pydantic import AfterValidator, Field, NonNegativeInt, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from analysis.database import COLUMNS, DERIVED, MEASURED, as_store, connect, fetch, naming_damage
-from trainables.schema import RESERVED, TRIALS, Status
+from analysis.database import COLUMNS, MEASURED, as_store, connect, fetch, naming_damage
+from trainables.schema import DERIVED, RESERVED, TRIALS, Status
 from trainables.store import Store, StoreError, SweepStore, new_attempt, table
 from trainables.trial import FIELDS, Trial, canonical_json, content_id, round_lr
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.database import select_sweeps
 from trainables.store import Store, SweepStore
 
 
@@ -42,9 +43,7 @@ def verify(store: str | Path | Store, sweep: str | None = None) -> list[Damage]:
     Raises:
         StoreError: no such sweep.
     """
-    held = store if isinstance(store, Store) else Store(store)
-    sweeps = [held.existing(sweep)] if sweep else [held.sweep(name) for name in held.sweeps()]
-    return [damage for each in sweeps for damage in (*_packs(each), *_others(each))]
+    return [damage for each in select_sweeps(store, sweep) for damage in (*_packs(each), *_others(each))]
 
 
 def _packs(sweep: SweepStore) -> Iterator[Damage]:
@@ -52,7 +51,7 @@ def _packs(sweep: SweepStore) -> Iterator[Damage]:
         damaged = list(_pack(sweep, pack_id))
         yield from damaged
         if damaged:
-            found = [sweep.path / "trials" / f"{pack_id}.parquet"]
+            found = [sweep.rows_path(pack_id)]
             for table in ("curves", "eigenvalues", "sums"):
                 found += (sweep.path / table).glob(f"{pack_id}.*")
             _quarantine(sweep, found)
@@ -89,10 +88,9 @@ def _problem(path: Path, expected: dict[str, object]) -> str | None:
 
 def _others(sweep: SweepStore) -> Iterator[Damage]:
     """Files without sums need at least be readable; they tell of failures and origins, or can be made again."""
-    for path in (sweep.plan_path, *(p for t in ("failures", "provenance") for p in (sweep.path / t).glob("*.parquet"))):
+    for path in (path for table in ("plan", "failures", "provenance") for path in sweep.files(table)):
         try:
-            if path.exists():
-                pq.read_table(path)
+            pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
             yield Damage(sweep.name, str(path.relative_to(sweep.path)), f"cannot be read: {str(error).splitlines()[0]}")
             _quarantine(sweep, [path])

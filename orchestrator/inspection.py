@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orchestrator.engine import engine_of, settle
 from trainables.packs import Outcome, Pack, run
 from trainables.store import Store, StoreError
 
@@ -67,10 +66,6 @@ def _run_through(pack: Pack) -> Outcome:
 
 def _engine(pack: Pack) -> str:
     """As planned; for rows that were copied, or whose plan was lost, as the rules say."""
-    from trainables.engines import ENGINES
+    from trainables.engines import ENGINES, choose_engine
 
-    trial = pack.trials[0]
-    if pack.engine in {*ENGINES, "call"}:
-        return pack.engine
-    engine = engine_of(trial.arch, trial.loss, trial.call, "auto")
-    return settle(trial.arch, trial.dataset, trial.loss, trial.precision) if engine == "auto" else engine
+    return pack.engine if pack.engine in {*ENGINES, "call"} else choose_engine(pack.trials[0])

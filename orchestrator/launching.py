@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from cluster.executor import Event, Executor, Failed, Finished, Progress, Started
 from orchestrator.lock import launch_lock
-from orchestrator.parquet import count_ended, files_of
+from orchestrator.parquet import count_ended
 from orchestrator.progress import Reporter, Tally, count_pack
 from orchestrator.reconcile import Reconciliation, reconcile
 from orchestrator.sweepfile import SweepFile, load
@@ -155,7 +155,7 @@ def logs(sweep: str, store: str | Path = "results", *, follow: bool = False) -> 
     """
     from analysis.status import status
 
-    path = Store(store).existing(sweep).log_path / "launch.log"
+    path = Store(store).existing(sweep).launch_log_path
     if not path.exists():
         return
     with path.open() as file:
@@ -287,7 +287,7 @@ def _store_option(store: Store) -> str:
 def _changed_plugins(there: SweepStore) -> Iterator[str]:
     """Plug-ins whose source is not what it was when trials of the sweep ran."""
     recorded: dict[str, set[str]] = {}
-    for path in files_of(there, "provenance"):
+    for path in there.files("provenance"):
         for text in pq.read_table(path, columns=["plugins"])["plugins"].to_pylist():
             for target, sha256 in json.loads(text).items():
                 recorded.setdefault(target, set()).add(sha256)
@@ -339,5 +339,5 @@ def _detached(
 
 
 def _has_begun(there: SweepStore, pid: int) -> bool:
-    heartbeat = there.log_path / "launch.json"
+    heartbeat = there.heartbeat_path
     return heartbeat.exists() and json.loads(heartbeat.read_bytes())["pid"] == pid

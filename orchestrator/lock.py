@@ -29,7 +29,7 @@ def launch_lock(sweep: SweepStore) -> Iterator[None]:
         LaunchHeldError: naming the holder.
     """
     sweep.log_path.mkdir(parents=True, exist_ok=True)
-    with (sweep.log_path / "launch.lock").open("a+") as file:
+    with sweep.lock_path.open("a+") as file:
         if not _acquired(file):
             file.seek(0)
             raise LaunchHeldError(_held(sweep.name, file.read()))
@@ -62,7 +62,7 @@ def _acquired(file: TextIO) -> bool:
 
 def _is_still_there(sweep: SweepStore, file: TextIO) -> bool:
     try:
-        return os.path.samestat((sweep.log_path / "launch.lock").stat(), os.fstat(file.fileno()))
+        return os.path.samestat(sweep.lock_path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
 

@@ -12,29 +12,30 @@ from trainables.schema import TABLES
 from trainables.store import DamagedStoreError, SweepStore
 
 
-def files_of(sweep: SweepStore, table: str) -> list[Path]:
-    """The files that hold a table of a sweep."""
-    if table == "plan":
-        return [sweep.plan_path] if sweep.plan_path.exists() else []
-    return sorted((sweep.path / table).glob("*.parquet"))
-
-
 def count_ended(sweep: SweepStore, measure_id: str) -> dict[str, int]:
     """Committed trials by status, as far as they were measured in this way."""
     query = f"SELECT status, count(DISTINCT trial_id) AS n FROM rows WHERE measure_id = '{measure_id}' GROUP BY status"
     with duckdb.connect() as connection:
-        return {r["status"]: r["n"] for r in select(connection, query, files_of(sweep, "trials"), "trials").to_pylist()}
+        return {r["status"]: r["n"] for r in select(connection, query, sweep.files("trials"), "trials").to_pylist()}
 
 
-def select(connection: duckdb.DuckDBPyConnection, query: str, files: Sequence[Path], table: str) -> pa.Table:
+def select(
+    connection: duckdb.DuckDBPyConnection, query: str, files: Sequence[Path], table: str, *, widest: bool = False
+) -> pa.Table:
     """What a query finds in ``rows``: all rows of some files of a table; without files there are none.
+
+    Args:
+        connection: may hold other tables that the query names.
+        query: reads ``rows``.
+        files: see :meth:`trainables.store.SweepStore.files`.
+        table: whose schema there is without files.
+        widest: with the columns of plug-in metrics of every file, which take long to find.
 
     Raises:
         DamagedStoreError: a file cannot be read.
     """
     connection.register("nothing", TABLES[table].empty_table())
     rows = "read_parquet($files, union_by_name => $widest)" if files else "nothing"
-    widest = "SELECT *" in query  # only then do the columns of plug-in metrics matter, and finding them takes long
     parameters = {"files": [str(f) for f in files], "widest": widest} if files else {}
     try:
         return connection.sql(f"WITH rows AS (FROM {rows}) {query}", params=parameters).to_arrow_table()

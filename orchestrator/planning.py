@@ -12,7 +12,7 @@ import duckdb
 
 from orchestrator.cost import SECONDS_PER_COST
 from orchestrator.grid import distinct_size, size
-from orchestrator.parquet import files_of, select
+from orchestrator.parquet import select
 from orchestrator.progress import duration
 from orchestrator.reconcile import Reconciliation, reconcile
 from orchestrator.reuse import REUSED
@@ -101,12 +101,12 @@ def plan(file: str | Path, store: str | Path = "results", *, workers: int | None
 
 def _measured_rate(files: SweepStore) -> float | None:
     """Seconds per unit of cost in some packs of a sweep, or None where none has run."""
-    committed = [path for path in files_of(files, "trials") if not path.name.startswith(REUSED)][:SAMPLED_PACKS]
+    committed = [path for path in files.files("trials") if not path.name.startswith(REUSED)][:SAMPLED_PACKS]
     with duckdb.connect() as connection:
         query = "SELECT pack_id, sum(seconds) AS seconds FROM rows GROUP BY pack_id"
         connection.register("spent", select(connection, query, committed, "trials"))
         query = "SELECT DISTINCT pack_id, cost FROM rows WHERE cost > 0"
-        connection.register("planned", select(connection, query, files_of(files, "plan"), "plan"))
+        connection.register("planned", select(connection, query, files.files("plan"), "plan"))
         query = "SELECT sum(seconds) / sum(cost) FROM spent JOIN planned USING (pack_id)"
         rate: float | None = connection.sql(query).fetchall()[0][0]
     return rate

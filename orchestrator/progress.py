@@ -133,7 +133,7 @@ class Reporter:
 
     def log(self, text: str) -> None:
         """A line of the sweep's log."""
-        with (self.sweep.log_path / "launch.log").open("a") as file:
+        with self.sweep.launch_log_path.open("a") as file:
             file.write(f"{datetime.now(UTC).isoformat('T', 'seconds')} {text}\n")
 
     def beat(self, state: str) -> None:
@@ -150,7 +150,7 @@ class Reporter:
             "trials_per_second": self.tally.trials_per_second,
             "eta_seconds": self.tally.eta_seconds if state == "running" else None,
         }
-        replace(self.sweep.log_path / "launch.json", json.dumps(content).encode())
+        replace(self.sweep.heartbeat_path, json.dumps(content).encode())
 
     def _watch(self) -> None:
         next_beat = next_line = time.monotonic() + BEAT_SECONDS
@@ -174,7 +174,7 @@ class Reporter:
 
 def count_pack(sweep: SweepStore, pack_id: str) -> Mapping[str, int]:
     """Trials of a pack by how they ended: as committed, or failed."""
-    files = [sweep.path / "trials" / f"{pack_id}.parquet", *(sweep.path / "failures").glob(f"{pack_id}.*.parquet")]
+    files = [sweep.rows_path(pack_id), *(sweep.path / "failures").glob(f"{pack_id}.*.parquet")]
     counts: Counter[str] = Counter()
     for path in files:
         if path.parent.name == "failures":

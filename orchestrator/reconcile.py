@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.grid import expand
 from orchestrator.packs import SHARED, form_packs
-from orchestrator.parquet import files_of, select
+from orchestrator.parquet import select
 from orchestrator.reuse import DONE, REUSED, Reuse, find_reusable
 from orchestrator.sweepfile import SweepFile
 from trainables.schema import PLAN
@@ -100,7 +100,7 @@ def reconcile(
     with duckdb.connect(config=_LEAN) as connection:
         connection.register("grid", grid.append_column("row", pa.array(np.arange(grid.num_rows))))
         for table, query in _STORED.items():
-            rows = select(connection, query.format(measure_id=measure_id), files_of(files, table), table)
+            rows = select(connection, query.format(measure_id=measure_id), files.files(table), table)
             connection.register(table, rows)
         _refuse_changed(connection, sweep, files)
         connection.execute(_STANDING, {"tries": 1 + sweep.retries, "retry_failed": retry_failed})

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from orchestrator.parquet import files_of, select
+from orchestrator.parquet import select
 from trainables.store import Store, StoreError, SweepStore, new_attempt
 
 REUSED = "reuse-"
@@ -66,9 +66,12 @@ class Reuse:
         with duckdb.connect() as connection:
             connection.register("wanted", pa.table({"trial_id": list(self.trial_ids)}))
             query = _ROWS.format(measure_id=self.measure_id)
-            trials = select(connection, query, files_of(origin, "trials"), "trials")
+            trials = select(connection, query, origin.files("trials"), "trials", widest=True)
             connection.register("kept", trials)
-            side = {name: select(connection, _SIDE, files_of(origin, name), name) for name in ("curves", "eigenvalues")}
+            side = {
+                name: select(connection, _SIDE, origin.files(name), name, widest=True)
+                for name in ("curves", "eigenvalues")
+            }
         if trials.num_rows < len(self.trial_ids):
             raise StoreError(f"sweep {self.sweep!r}: trials that were to be reused are gone; launch again")
         for provenance_id in set(trials["provenance_id"].to_pylist()) - {None}:
@@ -110,7 +113,7 @@ def find_reusable(
                 if there.num_rows:
                     connection.register("wanted", there)
                     query = _THERE.format(measure_id=measure_id, where=where)
-                    there = select(connection, query, files_of(other, table), table)
+                    there = select(connection, query, other.files(table), table)
             if there.num_rows:
                 found.append(Reuse(other.name, tuple(sorted(there["trial_id"].to_pylist())), measure_id, round_))
                 wanted = wanted.filter(pc.invert(pc.is_in(wanted["trial_id"], there["trial_id"])))

@@ -15,7 +15,7 @@ from trainables.hessian import Hessian, chunk_and_group, gradient_and_outputs
 from trainables.lanczos import lanczos
 from trainables.probe import Probe
 from trainables.registry import load
-from trainables.schema import RESERVED, check_metric_names
+from trainables.schema import RESERVED, metric_values
 from trainables.settings import Hessian as HessianSettings
 from trainables.settings import Measure
 from trainables.snapshot import Snapshot
@@ -148,21 +148,13 @@ def _measure_plugins(result: Measurements, snapshot: Snapshot, metrics: tuple[st
     for i in alive:
         probe = Probe.of(snapshot.take([i]))
         try:
-            found = [pair for metric in metrics for pair in _metric(metric, probe)]
+            found = [pair for m in metrics for pair in metric_values(f"metric {m}", load(m)(probe), RESERVED).items()]
         except Exception:  # a failing plug-in fails its trial, not the pack
             result.failures[i] = traceback.format_exc()
             continue
         for name, value in found:
             result.values.setdefault(name, np.full(trials, np.nan))[i] = value
             result.errors.setdefault(name, np.full(trials, np.nan))
-
-
-def _metric(target: str, probe: Probe) -> list[tuple[str, float]]:
-    returned = load(target)(probe)
-    if not isinstance(returned, dict):
-        raise TypeError(f"metric {target}: returned {type(returned).__name__}; dict[str, float] is needed")
-    check_metric_names(f"metric {target}", returned, RESERVED)
-    return [(name, float(value)) for name, value in returned.items()]
 
 
 def _numpy(numbers: Tensor | float) -> Numbers | float:

@@ -24,7 +24,7 @@ from trainables.schema import (
     RESERVED,
     TRIALS,
     Status,
-    check_metric_names,
+    metric_values,
 )
 from trainables.settings import Measure
 from trainables.store import Store, SweepStore, new_attempt, table
@@ -69,6 +69,10 @@ class Pack:
             tuple(Trial(**{k: r[k] for k in FIELDS}) for r in plan),
         )
 
+    def base(self, slot: int) -> Row:
+        """What every row about a trial begins with: its keys and configuration."""
+        return self.keys[slot] | self.trials[slot].model_dump()
+
 
 @dataclass
 class Outcome:
@@ -97,7 +101,7 @@ def run_pack(item: PackItem) -> Iterator[float]:
     An exception of the user's code is recorded in ``failures`` rather than raised: other packs go on.
     """
     store = Store(item.store).sweep(item.sweep)
-    if item.pack_id in store.committed_packs() or store.stop_path.exists():
+    if store.rows_path(item.pack_id).exists() or store.stop_path.exists():
         return
     pack = Pack.of(store.read_pack(item.pack_id))
     began = time.perf_counter()
@@ -122,37 +126,35 @@ def run(pack: Pack, threads: int, *, gpu: bool = False) -> Generator[float, None
 def write(store: SweepStore, pack: Pack, attempt: str, outcome: Outcome, seconds: float, threads: int) -> None:
     """Commits finished and diverged trials, and records failed ones."""
     common = {"pack_id": pack.pack_id, "attempt": attempt, "seconds": seconds, "device": outcome.device}
-    base = [key | trial.model_dump() for key, trial in zip(pack.keys, pack.trials, strict=True)]
     if outcome.trials:
         provenance = _provenance(store, pack, outcome, threads)
         rows = [
-            base[slot] | found | common | {"slot": slot, "engine": pack.engine, "provenance_id": provenance}
+            pack.base(slot) | found | common | {"slot": slot, "engine": pack.engine, "provenance_id": provenance}
             for slot, found in sorted(outcome.trials.items())
         ]
         joined = partial(_side_table, pack=pack, attempt=attempt, kept=outcome.trials)
         side = {"curves": joined(outcome.curves, CURVES), "eigenvalues": joined(outcome.eigenvalues, EIGENVALUES)}
         store.commit(pack.pack_id, attempt, table(rows, TRIALS), {k: v for k, v in side.items() if v.num_rows})
     if outcome.failures:
-        failed = [
-            base[slot] | common | {"round": pack.rounds[slot], "cause": "exception", "error": error}
-            for slot, error in sorted(outcome.failures.items())
-        ]
-        store.write_failures(pack.pack_id, attempt, table(failed, FAILURES))
+        _write_failures(store, pack, common, "exception", outcome.failures)
 
 
 def record_crash(item: PackItem, reason: str) -> None:
     """Records that a pack's worker ended without a word, unless the pack was committed all the same."""
     store = Store(item.store).sweep(item.sweep)
-    if item.pack_id in store.committed_packs():
+    if store.rows_path(item.pack_id).exists():
         return
     pack, attempt = Pack.of(store.read_pack(item.pack_id)), new_attempt()
+    common = {"pack_id": pack.pack_id, "attempt": attempt}
+    _write_failures(store, pack, common, "crash", dict.fromkeys(range(len(pack.trials)), reason))
+
+
+def _write_failures(store: SweepStore, pack: Pack, common: Row, cause: str, errors: Mapping[int, str]) -> None:
     rows = [
-        key
-        | trial.model_dump()
-        | {"round": round_, "cause": "crash", "error": reason, "pack_id": pack.pack_id, "attempt": attempt}
-        for key, trial, round_ in zip(pack.keys, pack.trials, pack.rounds, strict=True)
+        pack.base(slot) | common | {"round": pack.rounds[slot], "cause": cause, "error": error}
+        for slot, error in sorted(errors.items())
     ]
-    store.write_failures(pack.pack_id, attempt, table(rows, FAILURES))
+    store.write_failures(pack.pack_id, common["attempt"], table(rows, FAILURES))
 
 
 def _side_table(rows: list[Row], schema: pa.Schema, *, pack: Pack, attempt: str, kept: Mapping[int, Row]) -> pa.Table:
@@ -199,11 +201,7 @@ def _call(trial: Trial) -> dict[str, float]:
     assert trial.call is not None
     resolved = resolve("call", trial.call)
     config = trial.model_dump() | {"call": resolved.target} | resolved.parameters
-    returned = load(resolved.target)(config)
-    if not isinstance(returned, dict):
-        raise TypeError(f"{resolved.target}: returned {type(returned).__name__}; dict[str, float] is needed")
-    check_metric_names(resolved.target, returned, RESERVED - MEASURED)
-    return {k: float(v) for k, v in returned.items()}
+    return metric_values(resolved.target, load(resolved.target)(config), RESERVED - MEASURED)
 
 
 def _called_row(trial: Trial, values: dict[str, float]) -> Row:

@@ -97,9 +97,34 @@ class SweepStore:
         """The sweep file as launched, or None."""
         return next((p for p in (self.path / "sweep.yaml", self.path / "sweep.toml") if p.exists()), None)
 
+    @property
+    def lock_path(self) -> Path:
+        """Held by the launch that runs."""
+        return self.log_path / "launch.lock"
+
+    @property
+    def heartbeat_path(self) -> Path:
+        """What the last launch said of itself."""
+        return self.log_path / "launch.json"
+
+    @property
+    def launch_log_path(self) -> Path:
+        """Lines of all launches."""
+        return self.log_path / "launch.log"
+
+    def rows_path(self, pack_id: str) -> Path:
+        """The rows of a pack; the file's existence is the commit."""
+        return self.path / "trials" / f"{pack_id}.parquet"
+
+    def files(self, table: str) -> list[Path]:
+        """The files that hold a table, sorted."""
+        if table == "plan":
+            return [self.plan_path] if self.plan_path.exists() else []
+        return sorted(p for p in (self.path / table).glob("*.parquet") if not p.name.startswith("."))
+
     def committed_packs(self) -> set[str]:
         """Ids of the packs that are committed."""
-        return {p.stem for p in (self.path / "trials").glob("*.parquet")}
+        return {p.stem for p in self.files("trials")}
 
     def write_plan(self, plan: pa.Table) -> None:
         """Replaces the plan, sorted by pack so that one pack can be read alone."""
@@ -128,7 +153,7 @@ class SweepStore:
         sums_path = self.path / "sums" / f"{pack_id}.{attempt}.json"
         create(sums_path, json.dumps(sums, indent=1, sort_keys=True).encode())
         try:
-            create(self.path / "trials" / f"{pack_id}.parquet", data)
+            create(self.rows_path(pack_id), data)
         except FileExistsError:
             for table in side:
                 (self.path / table / f"{pack_id}.{attempt}.parquet").unlink(missing_ok=True)
