@@ -26,7 +26,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
-from trainables.schema import DERIVED, RESERVED, STATISTICS, TABLES
+from trainables.schema import DERIVED, RESERVED, SIDE_TABLES, STATISTICS, TABLES
 from trainables.store import DamagedStoreError, Store, SweepStore
 from trainables.trial import FIELDS
 
@@ -50,7 +50,9 @@ COLUMNS = {
         *["measure_id", "slot", "engine"],
     ],
     "curves": ["sweep", "trial_id", "step", "epoch", "statistic", "value", "error"],
-    "eigenvalues": ["sweep", "trial_id", "step", "epoch", "index", "eigenvalue", "residual"],
+    "eigenvalues": ["sweep", "trial_id", "step", "epoch", "index", "eigenvalue", "residual", "products"],
+    "density": ["sweep", "trial_id", "step", "epoch", "probe", "node", "weight"],
+    "profiles": ["sweep", "trial_id", "step", "epoch", "profile", "x", "value", "error"],
     "plan": [
         *["sweep", "trial_id", "pack_id", "slot", *CONFIGURATION, "status"],
         *["measure_id", "round", "engine", "cost"],
@@ -97,8 +99,7 @@ _PROVENANCE = "SELECT DISTINCT ON (provenance_id) {columns} FROM stored_provenan
 
 _VIEWS = {
     "trials": _TRIALS,
-    "curves": _SIDE,
-    "eigenvalues": _SIDE,
+    **dict.fromkeys(SIDE_TABLES, _SIDE),
     "plan": _PLAN,
     "provenance": _PROVENANCE,
 }
@@ -130,7 +131,7 @@ class Launch:
 
 
 def connect(store: str | Path | Store, sweep: str | None = None) -> duckdb.DuckDBPyConnection:
-    """Opens the store as the views `trials`, `curves`, `eigenvalues`, `plan` and `provenance`.
+    """Opens the store as the views `trials`, `curves`, `eigenvalues`, `density`, `profiles`, `plan`, `provenance`.
 
     The connection is in memory and shows the files of this moment; connect again to see later ones. A query on it that
     meets a damaged file raises ``duckdb.Error``; :func:`analysis.sql.sql` also says which file and how to go on.

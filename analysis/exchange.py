@@ -32,6 +32,8 @@ _SORTED = {
     "trials": "trial_id",
     "curves": "trial_id, step, statistic",
     "eigenvalues": 'trial_id, step, "index"',
+    "density": "trial_id, step, probe, node",
+    "profiles": "trial_id, step, profile, x",
     "plan": "pack_id, slot",
     "provenance": "provenance_id",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,11 +15,14 @@ from ruamel.yaml import YAML
 from analysis.database import COLUMNS, MEASURED, connect, fetch, quoted
 from analysis.scales import default_margin
 from analysis.verdict import Verdict, error_column, judge
+from trainables.schema import STATISTICS
+from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.store import Store
 from trainables.trial import FIELDS
 
 _NOT_METRICS = {*COLUMNS["trials"]} - {*MEASURED, "stability"}
-_NOT_BY_DEFAULT = {"stability"}  # proportional to lr, so never equal on a line
+_NOT_BY_DEFAULT = {"stability", *ERROR_COLUMN, *OF_ENDPOINT} - {*STATISTICS}
+"""Judged when asked for, or given a margin: proportional to lr, so never equal on a line, or of secondary interest."""
 
 
 def invariance(
@@ -46,8 +49,10 @@ def invariance(
     """
     trials = read_trials(store, sweep, metrics)
     known = metric_columns(trials.column_names)
-    wanted = list(dict.fromkeys(metrics or _measured(trials, known)))
-    chosen = _margins(wanted, known, _stated(Store(store).sweep(sweep).sweep_file()), margins)
+    stated = _stated(Store(store).sweep(sweep).sweep_file())
+    named = {*stated, *(margins if isinstance(margins, Mapping) else ())}
+    wanted = list(dict.fromkeys(metrics or _measured(trials, known, named)))
+    chosen = _margins(wanted, known, stated, margins)
     verdicts = judge(trials, chosen)
     if metrics:
         return verdicts
@@ -80,9 +85,10 @@ def metric_columns(columns: Sequence[str]) -> list[str]:
     return [c for c in columns if c not in _NOT_METRICS | errors]
 
 
-def _measured(trials: pa.Table, known: Sequence[str]) -> list[str]:
+def _measured(trials: pa.Table, known: Sequence[str], named: Collection[str]) -> list[str]:
     """Metrics with any value; where no trial lived to have one, the training loss stands for all."""
-    found = [c for c in known if trials[c].null_count < len(trials) and c not in _NOT_BY_DEFAULT]
+    wanted = [c for c in known if c in named or c not in _NOT_BY_DEFAULT]
+    found = [c for c in wanted if trials[c].null_count < len(trials)]
     return found or [c for c in known if c == "train_loss" and len(trials)]
 
 

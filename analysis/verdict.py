@@ -28,7 +28,7 @@ from analysis.scales import (
 )
 from analysis.slopes import Slopes, inside, slopes
 from trainables.registry import train_size
-from trainables.schema import STATISTICS
+from trainables.statistics import ERROR_COLUMN
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def judge(trials: pa.Table, margins: Mapping[str, float | None]) -> list[Verdict
 
 def error_column(metric: str, columns: Sequence[str]) -> str | None:
     """The column that holds the error of a metric, if there is one."""
-    names = (STATISTICS.get(metric), f"{metric}_se", f"{metric}_residual")
+    names = (ERROR_COLUMN.get(metric), f"{metric}_se", f"{metric}_residual")
     return next((name for name in names if name in columns), None)
 
 

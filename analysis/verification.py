@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.database import select_sweeps
+from trainables.schema import SIDE_TABLES
 from trainables.store import Store, SweepStore
 
 
@@ -52,7 +53,7 @@ def _packs(sweep: SweepStore) -> Iterator[Damage]:
         yield from damaged
         if damaged:
             found = [sweep.rows_path(pack_id)]
-            for table in ("curves", "eigenvalues", "sums"):
+            for table in (*SIDE_TABLES, "sums"):
                 found += (sweep.path / table).glob(f"{pack_id}.*")
             _quarantine(sweep, found)
 

@@ -35,7 +35,7 @@ def pack_costs(packs: pa.Table, measure: Measure) -> NDArray[np.float64]:
     """
     n = per_distinct(packs, ["dataset"], lambda dataset: train_size(dataset) or UNKNOWN_SIZE)
     parameters = per_distinct(packs, ["arch", "dataset"], _parameters)
-    moments = per_distinct(packs, ["epochs"], lambda epochs: len(measure.epochs(epochs)))
+    moments = per_distinct(packs, ["epochs"], lambda epochs: len(measure.moments(epochs, 1000, 1)))
     overhead = per_distinct(packs, ["engine"], lambda engine: STEP_OVERHEAD.get(engine, STEP_OVERHEAD["vmap"]))
     epochs, batch_size = packs["epochs"].to_numpy(), packs["batch_size"].to_numpy()
     training = epochs * n * (3 * parameters + overhead / batch_size)

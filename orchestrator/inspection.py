@@ -50,7 +50,7 @@ def run_trial(sweep: str, trial_id: str, store: str | Path = "results") -> list[
     if outcome.failures:
         raise TrialFailedError(f"trial {found[0]} fails:\n{outcome.failures[0]}")
     ended = outcome.trials[0]
-    curves = [{k: row[k] for k in ("step", "epoch", "statistic", "value", "error")} for row in outcome.curves]
+    curves = [{k: row[k] for k in ("step", "epoch", "statistic", "value", "error")} for row in outcome.side["curves"]]
     last = {"step": ended.get("steps"), "epoch": ended["epochs_done"], "statistic": f"status: {ended['status']}"}
     return [*curves, last | {"value": None, "error": None}]
 

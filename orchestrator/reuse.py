@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.parquet import select
+from trainables.schema import SIDE_TABLES
 from trainables.store import Store, StoreError, SweepStore, new_attempt
 
 REUSED = "reuse-"
@@ -68,10 +69,7 @@ class Reuse:
             query = _ROWS.format(measure_id=self.measure_id)
             trials = select(connection, query, origin.files("trials"), "trials", widest=True)
             connection.register("kept", trials)
-            side = {
-                name: select(connection, _SIDE, origin.files(name), name, widest=True)
-                for name in ("curves", "eigenvalues")
-            }
+            side = {name: select(connection, _SIDE, origin.files(name), name, widest=True) for name in SIDE_TABLES}
         if trials.num_rows < len(self.trial_ids):
             raise StoreError(f"sweep {self.sweep!r}: trials that were to be reused are gone; launch again")
         for provenance_id in set(trials["provenance_id"].to_pylist()) - {None}:

@@ -13,8 +13,8 @@ from orchestrator.explain import explain, unknown_key
 from orchestrator.grid import COLUMNS, RATES, Axes, Finding, findings
 from orchestrator.source import Place, Problem, Source, SweepFileError, read
 from trainables.registry import can_fuse, resolve
-from trainables.schema import STATISTICS
-from trainables.settings import STRICT, Hessian, Measure
+from trainables.settings import GROUPS, STRICT, At, CriticalSamples, Density, GradientNoise, Hessian, Measure
+from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.store import SWEEP_NAME
 from trainables.trial import Trial
 
@@ -120,20 +120,28 @@ def init(file: str | Path = "sweep.yaml") -> Path:
     return path
 
 
+_MOMENTS: list[Place] = [("measure", "at"), *(("measure", group, "at") for group in GROUPS)]
 _SECTIONS: dict[Place, list[str]] = {
     (): list(SweepFile.model_fields),
     ("measure",): list(Measure.model_fields),
-    ("measure", "at"): ["every", "log"],
+    **{place: list(At.model_fields) for place in _MOMENTS},
     ("measure", "hessian"): list(Hessian.model_fields),
+    ("measure", "hessian", "density"): list(Density.model_fields),
+    ("measure", "gradient_noise"): list(GradientNoise.model_fields),
+    ("measure", "critical_samples"): list(CriticalSamples.model_fields),
     ("resources",): list(Resources.model_fields),
     ("pack",): list(Packing.model_fields),
 }
 _UNIONS: dict[Place, str] = {
-    ("measure", "at"): "a list of epochs, {every: n} or {log: n}",
-    ("measure", "hessian"): f"a mapping of {', '.join(Hessian.model_fields)}, or false",
+    **dict.fromkeys(_MOMENTS, "a list of epochs, or a mapping of every, log, early_steps"),
+    **{
+        place: f"a mapping of {', '.join(keys)}, or true or false"
+        for place, keys in _SECTIONS.items()
+        if place[:1] == ("measure",) and place[-1] in {*GROUPS, "density"}
+    },
 }
 _TRAIN = [name for name in COLUMNS if name != "dataset"]
-_JUDGED = [*STATISTICS, "loss_gap", "accuracy_gap", "stability"]
+_JUDGED = [*ERROR_COLUMN, *OF_ENDPOINT, "loss_gap", "accuracy_gap", "stability"]
 
 
 class _Settings:

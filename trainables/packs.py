@@ -16,12 +16,12 @@ import pyarrow as pa
 
 from trainables.registry import load, resolve
 from trainables.schema import (
-    CURVES,
-    EIGENVALUES,
     FAILURES,
     MEASURED,
     PROVENANCE,
     RESERVED,
+    SIDE_TABLES,
+    TABLES,
     TRIALS,
     Status,
     metric_values,
@@ -80,16 +80,14 @@ class Outcome:
 
     Attributes:
         trials: slot -> columns of the trial's row beside its configuration.
-        curves: rows, each with its ``slot``.
-        eigenvalues: likewise.
+        side: table -> rows, each with its ``slot``.
         failures: slot -> traceback.
         device: where it ran.
         dataset_sha256: None for trials of the user's own.
     """
 
     trials: dict[int, Row] = field(default_factory=dict)
-    curves: list[Row] = field(default_factory=list)
-    eigenvalues: list[Row] = field(default_factory=list)
+    side: dict[str, list[Row]] = field(default_factory=lambda: {table: [] for table in SIDE_TABLES})
     failures: dict[int, str] = field(default_factory=dict)
     device: str = "cpu"
     dataset_sha256: str | None = None
@@ -133,7 +131,7 @@ def write(store: SweepStore, pack: Pack, attempt: str, outcome: Outcome, seconds
             for slot, found in sorted(outcome.trials.items())
         ]
         joined = partial(_side_table, pack=pack, attempt=attempt, kept=outcome.trials)
-        side = {"curves": joined(outcome.curves, CURVES), "eigenvalues": joined(outcome.eigenvalues, EIGENVALUES)}
+        side = {name: joined(rows, TABLES[name]) for name, rows in outcome.side.items() if rows}
         store.commit(pack.pack_id, attempt, table(rows, TRIALS), {k: v for k, v in side.items() if v.num_rows})
     if outcome.failures:
         _write_failures(store, pack, common, "exception", outcome.failures)
@@ -189,7 +187,7 @@ def _call_each(pack: Pack) -> Generator[float, None, Outcome]:
             outcome.failures[slot] = traceback.format_exc()
         else:
             outcome.trials[slot] = _called_row(trial, values)
-            outcome.curves += [
+            outcome.side["curves"] += [
                 {"slot": slot, "step": None, "epoch": trial.epochs, "statistic": n, "value": number(v), "error": None}
                 for n, v in values.items()
             ]

@@ -8,9 +8,10 @@ from functools import lru_cache
 import torch
 
 from trainables.datasets import load_dataset
-from trainables.measurement import Measurements
+from trainables.findings import Measurements
 from trainables.packs import Outcome, Pack, Row, number
-from trainables.schema import STATISTICS, Status
+from trainables.schema import TABLES, Status
+from trainables.statistics import ERROR_COLUMN
 from trainables.training import Run, reproducible, train
 
 
@@ -25,8 +26,9 @@ def train_pack(pack: Pack, threads: int, *, gpu: bool) -> Generator[float, None,
     for slot, trial in enumerate(pack.trials):
         if slot not in outcome.failures:
             outcome.trials[slot] = _trial_row(run, slot, trial.batch_size)
-            outcome.curves += _curve_rows(run, slot)
-            outcome.eigenvalues += _eigenvalue_rows(run, slot)
+            outcome.side["curves"] += _curve_rows(run, slot)
+            for table, row in _side_rows(run, slot):
+                outcome.side[table].append(row)
     return outcome
 
 
@@ -39,7 +41,7 @@ def _trial_row(run: Run, slot: int, batch_size: int) -> Row:
     endpoint = run.moments[-1][2]
     for name, values in endpoint.values.items():
         row[name] = number(values[slot])
-        error = STATISTICS.get(name)
+        error = ERROR_COLUMN.get(name)
         if error is not None:
             row[error] = number(endpoint.errors[name][slot])
     return row
@@ -66,21 +68,25 @@ def _curve_rows(run: Run, slot: int) -> list[Row]:
     ]
 
 
-def _eigenvalue_rows(run: Run, slot: int) -> list[Row]:
-    return [
-        {
-            "slot": slot,
-            "step": step,
-            "epoch": epoch,
-            "index": index,
-            "eigenvalue": float(value),
-            "residual": float(residual),
-        }
-        for step, epoch, found in _until_divergence(run, slot)
-        if found.eigenvalues is not None
-        for index, (value, residual) in enumerate(found.eigenvalues[slot])
-        if number(value) is not None
-    ]
+def _side_rows(run: Run, slot: int) -> Iterator[tuple[str, Row]]:
+    """Rows of the other side tables; what has no number is left out."""
+    for step, epoch, found in _until_divergence(run, slot):
+        for (table, profile), columns in found.rows.items():
+            names = list(columns)
+            for numbers in zip(*(columns[name][slot] for name in names), strict=True):
+                row = {name: _typed(table, name, value) for name, value in zip(names, numbers, strict=True)}
+                if row[_NUMBER[table]] is not None:
+                    row |= {"slot": slot, "step": step, "epoch": epoch}
+                    yield table, row | ({"profile": profile} if table == "profiles" else {})
+
+
+_NUMBER = {"eigenvalues": "eigenvalue", "density": "node", "profiles": "value"}
+"""The column without which a row says nothing."""
+
+
+def _typed(table: str, column: str, value: float) -> float | int | None:
+    known = number(value)
+    return known if known is None or TABLES[table].field(column).type == "double" else int(known)
 
 
 def _device_name(device: torch.device) -> str:

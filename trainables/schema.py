@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
+from trainables.statistics import COLUMNS as BUILT_IN
+from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.trial import FIELDS, Trial
 
 FORMAT = 1
@@ -24,21 +26,15 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
-STATISTICS: dict[str, str | None] = {
-    "train_loss": None,
-    "train_accuracy": None,
-    "test_loss": None,
-    "test_accuracy": None,
-    "memorized": None,
-    "lambda_max": "lambda_max_residual",
-    "lambda_min": None,
-    "hessian_trace": "hessian_trace_se",
-    "hessian_frobenius": "hessian_frobenius_se",
-    "gradient_norm": None,
-    "gradient_covariance_trace": None,
-    "noise_scale": None,
-}
-"""Built-in statistics that are columns of `trials`, each with the column that holds its error, where there is one."""
+_COLUMNS = (
+    *("train_loss", "train_accuracy", "test_loss", "test_accuracy", "memorized", "lambda_max", "lambda_min"),
+    *("hessian_trace", "hessian_frobenius", "gradient_norm", "gradient_covariance_trace", "noise_scale"),
+)
+STATISTICS: dict[str, str | None] = {name: ERROR_COLUMN[name] for name in _COLUMNS}
+"""Built-in statistics that are columns of every `trials`, each with the column of its error, where there is one.
+
+The others are columns where they were measured, like the metrics of plug-ins.
+"""
 
 
 def _arrow_type(field: str) -> pa.DataType:
@@ -101,9 +97,31 @@ CURVES = pa.schema(
 EIGENVALUES = pa.schema(
     [
         *_POINT,
-        pa.field("index", pa.int64()),  # 0 = largest
+        pa.field("index", pa.int64()),  # 0 = largest, 1, ...; -1 = smallest, -2, ...
         pa.field("eigenvalue", pa.float64()),
         pa.field("residual", pa.float64()),
+        pa.field("products", pa.int64()),  # Hessian products after which it was final
+        *_ATTEMPT,
+    ]
+)
+
+DENSITY = pa.schema(
+    [
+        *_POINT,
+        pa.field("probe", pa.int64()),  # each probe is a quadrature rule of its own: its weights add up to 1
+        pa.field("node", pa.float64()),
+        pa.field("weight", pa.float64()),
+        *_ATTEMPT,
+    ]
+)
+
+PROFILES = pa.schema(
+    [
+        *_POINT,
+        pa.field("profile", pa.string()),  # which function
+        pa.field("x", pa.float64()),
+        pa.field("value", pa.float64()),
+        pa.field("error", pa.float64()),
         *_ATTEMPT,
     ]
 )
@@ -161,17 +179,22 @@ DERIVED = {
     "gradient_noise": "0.0::DOUBLE",
     "loss_gap": "test_loss - train_loss",
     "accuracy_gap": "train_accuracy - test_accuracy",
-    "stability": "lr * lambda_max / 2",
+    "stability": "lr * lambda_max / (2 * (1 + momentum))",
 }
 """Columns of the views that follow from stored ones, as SQL.
 
 ``ratio`` is lr / batch_size to 9 significant digits: in binary .35 / 5 and .14 / 2 differ, and ``GROUP BY ratio`` must
-not tear a line of equal ratio apart. At ``stability`` 1, gradient descent on a quadratic of curvature lambda_max stops
-converging.
+not tear a line of equal ratio apart. At ``stability`` 1, gradient descent, with heavy-ball momentum or without, on a
+quadratic of curvature lambda_max stops converging.
 """
 
-MEASURED = frozenset(column for pair in STATISTICS.items() for column in pair if column is not None)
+MEASURED = frozenset({*BUILT_IN, *OF_ENDPOINT})
+"""Columns of `trials` that hold a built-in statistic or its error; a trial of the user's own may fill them."""
+
 RESERVED = frozenset({*TRIALS.names, *FAILURES.names, *DERIVED, "planned"})
+"""Columns, in any case, that are no metric of a plug-in."""
+
+TAKEN = RESERVED | MEASURED
 """Names, in any case, that a metric of the user's own cannot have."""
 
 
@@ -209,7 +232,12 @@ TABLES: dict[str, pa.Schema] = {
     "trials": TRIALS,
     "curves": CURVES,
     "eigenvalues": EIGENVALUES,
+    "density": DENSITY,
+    "profiles": PROFILES,
     "plan": PLAN,
     "failures": FAILURES,
     "provenance": PROVENANCE,
 }
+
+SIDE_TABLES = ("curves", "eigenvalues", "density", "profiles")
+"""Tables with any number of rows for a trial, which its row in `trials` makes visible."""

@@ -2,54 +2,119 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from trainables.trial import canonical_json, content_id
 
 STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Every(BaseModel):
-    """Every ``every`` epochs."""
+class At(BaseModel):
+    """Moments by rule; several rules add up."""
 
     model_config = STRICT
-    every: Annotated[float, Field(ge=1e-3)]
+    every: Annotated[float, Field(ge=1e-3)] | None = None  # epochs between moments
+    log: Annotated[int, Field(ge=1, le=40)] | None = None  # so many, halving back from the endpoint: end, end/2, ...
+    early_steps: Annotated[int, Field(ge=1)] | None = None  # steps 1, 2, 4, ... up to this one
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.every is None and self.log is None and self.early_steps is None:
+            raise ValueError("at least one of every, log and early_steps is needed")
+        return self
 
     def epochs(self, end: float) -> list[float]:
-        """Measurement epochs strictly before ``end``."""
-        return [k * self.every for k in range(1, int(end / self.every) + 1) if k * self.every < end]
+        """Epochs strictly between the start and ``end``."""
+        regular = [k * self.every for k in range(1, int(end / self.every) + 1)] if self.every else []
+        halving = [end / 2**k for k in range(1, self.log or 1)]
+        return [e for e in (*regular, *halving) if e < end]
+
+    def steps(self) -> list[int]:
+        """Early steps: powers of two."""
+        return [2**k for k in range((self.early_steps or 0).bit_length())]
 
 
-class Log(BaseModel):
-    """``log`` epochs, halving back from the endpoint: end, end/2, end/4, ..."""
+Moments = list[Annotated[float, Field(ge=0)]] | At
+"""Epochs, or rules; the start and the endpoint are always among them."""
+
+Own = Moments | None
+"""Moments of one group of statistics; None: those of ``measure.at``."""
+
+
+class Density(BaseModel):
+    """Spectral density by stochastic Lanczos quadrature."""
 
     model_config = STRICT
-    log: Annotated[int, Field(ge=1, le=40)]
-
-    def epochs(self, end: float) -> list[float]:
-        """Measurement epochs strictly before ``end``."""
-        return [end / 2**k for k in range(self.log - 1, 0, -1)]
+    probes: Annotated[int, Field(ge=1, le=1000)] = 4  # random start vectors, one quadrature rule each
+    steps: Annotated[int, Field(ge=2, le=2000)] = 40  # nodes of each rule
+    z: Annotated[float, Field(gt=0)] = 1.0  # of the effective dimension, sum of lambda / (lambda + z)
 
 
 class Hessian(BaseModel):
     """How curvature is measured; every setting enters ``measure_id``."""
 
     model_config = STRICT
+    at: Own = None
     top: Annotated[int, Field(ge=1, le=100)] = 5  # eigenvalues at the upper end
+    bottom: Annotated[int, Field(ge=0, le=100)] = 1  # eigenvalues at the lower end
     trace_probes: Annotated[int, Field(ge=1, le=100_000)] = 32  # Rademacher vectors
     examples: Annotated[int, Field(ge=1)] = 1024  # of the trial's own training set, the same for every trial
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3  # residual of each eigenvalue, relative to |lambda|_max
     max_iterations: Annotated[int, Field(ge=2, le=2000)] = 100  # Lanczos steps
+    sgd_steps: Annotated[int, Field(ge=0, le=1000)] = 0  # next SGD steps to compare with the top eigenvectors
+    density: Annotated[Density | Literal[False], BeforeValidator(lambda v: {} if v is True else v)] = False
+
+
+class GradientNoise(BaseModel):
+    """How the covariance C of per-example gradients is measured, on the examples of ``hessian``."""
+
+    model_config = STRICT
+    at: Own = None
+    lambda_max: bool = False  # largest eigenvalue of C
+    probes: Annotated[int, Field(ge=0, le=100_000)] = 0  # Rademacher vectors for the alignment of C with H; 0: none
+
+
+class CriticalSamples(BaseModel):
+    """Langevin adversarial sample search (Arpit et al. 2017), in units of the inputs as the net sees them."""
+
+    model_config = STRICT
+    at: Own = None
+    examples: Annotated[int, Field(ge=1)] = 256  # test examples
+    radius: Annotated[float, Field(gt=0)] = 0.3  # r: of the box around an example
+    step: Annotated[float, Field(gt=0)] = 0.25  # alpha: along the sign of the gradient
+    noise: Annotated[float, Field(ge=0)] = 0.2  # beta: standard deviation of the Gaussian noise
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 20
+
+
+def _default_for_true(value: Any) -> Any:
+    return {} if value is True else value
+
+
+Switch = BeforeValidator(_default_for_true)
+"""A group's settings, or true for its defaults, or false."""
+
+
+class Moment(NamedTuple):
+    """When something is measured, and what."""
+
+    epoch: float
+    due: Measure
 
 
 class Measure(BaseModel):
-    """The ``measure`` section of a sweep file."""
+    """The ``measure`` section of a sweep file.
+
+    Losses, accuracies and the like are measured whenever anything is; each other group has moments of its own.
+    """
 
     model_config = STRICT
-    at: list[Annotated[float, Field(ge=0)]] | Every | Log = Every(every=5)
-    hessian: Hessian | Literal[False] = Hessian()
+    at: Moments = At(every=5)
+    hessian: Annotated[Hessian | Literal[False], Switch] = Hessian()
+    gradient_noise: Annotated[GradientNoise | Literal[False], Switch] = GradientNoise()
+    critical_samples: Annotated[CriticalSamples | Literal[False], Switch] = False
+    endpoints: bool = False  # keep the trained parameters
     metrics: tuple[str, ...] = ()  # plug-ins, "package.module:callable"
 
     @field_validator("metrics", mode="before")
@@ -58,25 +123,34 @@ class Measure(BaseModel):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _metrics_are_plugins(self) -> Measure:
+    def _metrics_are_plugins(self) -> Self:
         if bad := [m for m in self.metrics if ":" not in m]:
             raise ValueError(f"a metric is named as package.module:callable, not {bad[0]!r}")
         return self
 
-    def epochs(self, end: float) -> list[float]:
-        """All measurement epochs, ascending, the start and the endpoint included."""
-        between = self.at if isinstance(self.at, list) else self.at.epochs(end)
-        return sorted({0.0, end, *(e for e in between if e < end)})
+    def moments(self, end: float, examples: int, batch_size: int) -> dict[int, Moment]:
+        """Steps at which anything is measured, ascending: their epochs, and these settings without what is not due.
 
-    def steps(self, end: float, examples: int, batch_size: int) -> dict[int, float]:
-        """Measurement steps and their epochs: epoch e falls on step round(e * examples / batch_size).
-
-        Of epochs that fall on one step the first counts; on the last step, the endpoint.
+        Epoch e falls on step round(e * examples / batch_size). Of epochs that fall on one step the first counts; on
+        the last step, the endpoint.
         """
-        moments: dict[int, float] = {}
-        for epoch in self.epochs(end):
-            moments.setdefault(step_of(epoch, examples, batch_size), epoch)
-        return moments | {step_of(end, examples, batch_size): end}
+        last = step_of(end, examples, batch_size)
+        common = _when(self.at, end, examples, batch_size)
+        own: dict[str, dict[int, float]] = {}
+        for name in GROUPS:
+            group = getattr(self, name)
+            if group and group.at is not None:
+                own[name] = _when(group.at, end, examples, batch_size)
+        epochs: dict[int, float] = {}
+        for step, epoch in sorted((s, e) for when in (common, *own.values()) for s, e in when.items()):
+            epochs.setdefault(step, epoch)
+        epochs[last] = end
+        found = {}
+        for step, epoch in sorted(epochs.items()):
+            idle: dict[str, Any] = {n: False for n in GROUPS if step not in own.get(n, common)}
+            idle |= {} if step in common else {"metrics": ()}
+            found[step] = Moment(epoch, self.model_copy(update=idle))
+        return found
 
     @property
     def measure_id(self) -> str:
@@ -84,6 +158,24 @@ class Measure(BaseModel):
         return content_id(canonical_json(self.model_dump(mode="json")))
 
 
+GROUPS = ("hessian", "gradient_noise", "critical_samples")
+"""Statistics with moments of their own."""
+
+
 def step_of(epoch: float, examples: int, batch_size: int) -> int:
     """The step at which ``epoch`` epochs of ``examples`` examples have been seen."""
     return round(epoch * examples / batch_size)
+
+
+def _when(at: Moments, end: float, examples: int, batch_size: int) -> dict[int, float]:
+    """Steps and their epochs, the start and the endpoint included."""
+    last = step_of(end, examples, batch_size)
+    epochs = at if isinstance(at, list) else at.epochs(end)
+    early = [] if isinstance(at, list) else at.steps()
+    found = {last: end}
+    for epoch in sorted({0.0, *(e for e in epochs if e < end)}):
+        found.setdefault(step_of(epoch, examples, batch_size), epoch)
+    for step in early:
+        if step < last:
+            found.setdefault(step, step * batch_size / examples)
+    return found

@@ -1,6 +1,7 @@
 """The store: where files lie, and how a pack is committed so that the first commit wins and nothing is half-written.
 
-    STORE/<sweep>/sweep.yaml plan.parquet trials/ curves/ eigenvalues/ sums/ failures/ provenance/ log/
+    STORE/<sweep>/sweep.yaml plan.parquet trials/ curves/ eigenvalues/ density/ profiles/ endpoints/ sums/ failures/
+        provenance/ log/
 
 Side tables are written first, then the sums, and ``trials/<pack>.parquet`` is created exclusively last: its existence
 is the commit. Correctness rests on that alone; the launch lock only saves work.

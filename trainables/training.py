@@ -14,7 +14,8 @@ from torch import Tensor
 from trainables.data import Dataset
 from trainables.datasets import load_dataset
 from trainables.engines import ENGINES, Engine, Hyperparameters, build, load_loss
-from trainables.measurement import Measurements, measure
+from trainables.findings import Measurements
+from trainables.measurement import measure
 from trainables.settings import Hessian, Measure, step_of
 from trainables.snapshot import PackData, Snapshot
 from trainables.streams import examples
@@ -66,15 +67,15 @@ def train(trials: Sequence[Trial], engine: str, settings: Measure, device: torch
     curvature_examples = (settings.hessian or Hessian()).examples
     data = PackData.of(dataset, trials, curvature_examples, dtype, device)
     state = start(trials, engine, data, dtype, device)
-    moments = settings.steps(first.epochs, dataset.train_size, first.batch_size)
+    moments = settings.moments(first.epochs, dataset.train_size, first.batch_size)
     run = Run(steps=step_of(first.epochs, dataset.train_size, first.batch_size), train_size=dataset.train_size)
     done = 0
-    for step, epoch in moments.items():
+    for step, (epoch, due) in moments.items():
         for begin, end in _spans(done, step, max(1, dataset.train_size // first.batch_size)):
             _advance(state, data, trials, begin, end)
             yield end / run.steps
         done = step
-        found = measure(Snapshot.of(state, data, trials, step, epoch), settings)
+        found = measure(Snapshot.of(state, data, trials, step, epoch), due)
         state.mark_diverged(torch.as_tensor(found.values["train_loss"], device=device), step)
         run.moments.append((step, epoch, found))
     run.diverged_at = state.diverged_at.tolist()

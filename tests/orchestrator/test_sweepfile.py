@@ -119,7 +119,7 @@ def test_everything_is_read(tmp_path: Path) -> None:
         "seed": [1, 2],
     }
     assert sweep.where == "lr < 0.05 or batch_size = 8"
-    assert sweep.measure.epochs(2.0) == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert [m.epoch for m in sweep.measure.moments(2.0, 256, 8).values()] == [0.0, 0.5, 1.0, 1.5, 2.0]
     assert (sweep.resources.cpu, sweep.resources.gpu) == (0.5, 0.0)
     assert (sweep.pack.max_trials, sweep.pack.engine, sweep.retries) == (32, "loop", 1)
     assert sweep.margins == {"test_loss": 0.1}

@@ -90,7 +90,7 @@ def test_a_trial_refuses_unknown_fields_and_cannot_be_changed() -> None:
     ],
 )
 def test_measurement_epochs_include_the_start_and_the_endpoint(at: object, expected: list[float]) -> None:
-    assert Measure(at=at).epochs(20) == expected
+    assert [moment.epoch for moment in Measure(at=at).moments(20, 1000, 10).values()] == expected
 
 
 @given(st.floats(0.01, 50), st.integers(1, 3000), st.integers(1, 3000))
