@@ -41,13 +41,16 @@ _GAPS = {"test_accuracy": ["loss_gap", "accuracy_gap"]}
 MEASURED = [
     column for name, error in STATISTICS.items() for column in (name, error, *_GAPS.get(name, [])) if column is not None
 ]
-"""Measured columns of `trials`, each followed by its error, where it has one."""
+"""Measured columns of every `trials`, each followed by its error, where it has one."""
+
+_LATER = [*["lambda_min_residual", "gradient_covariance_trace_se", "noise_scale_se"], *["measure_id", "slot", "engine"]]
+"""Columns that every `trials` has after those of the contract."""
 
 COLUMNS = {
     "trials": [
-        *["sweep", "trial_id", *CONFIGURATION, "status", "error", "steps", "epochs_done", *MEASURED],
-        *["stability", "pack_id", "attempt", "seconds", "device", "provenance_id"],
-        *["measure_id", "slot", "engine"],
+        *["sweep", "trial_id", *CONFIGURATION, "status", "error", "steps", "epochs_done"],
+        *[column for column in MEASURED if column not in _LATER],
+        *["stability", "pack_id", "attempt", "seconds", "device", "provenance_id", *_LATER],
     ],
     "curves": ["sweep", "trial_id", "step", "epoch", "statistic", "value", "error"],
     "eigenvalues": ["sweep", "trial_id", "step", "epoch", "index", "eigenvalue", "residual", "products"],
@@ -59,7 +62,7 @@ COLUMNS = {
     ],
     "provenance": TABLES["provenance"].names,
 }
-"""Views and their columns, in order; `trials` has a further one for each metric of a plug-in."""
+"""Views and their columns, in order; `trials` has further ones: see :func:`_further_columns`."""
 
 # A trial's rows: commits (no `round`) before failures, what the plan measures before what an older one did, then the
 # latest failure. One row stays, always the same.
@@ -147,7 +150,7 @@ def connect(store: str | Path | Store, sweep: str | None = None) -> duckdb.DuckD
         StoreError: for a damaged file in `trials`, or a sweep that does not exist.
     """
     sweeps = select_sweeps(store, sweep)
-    return open_views(sweeps, {s.name: Launch.of(s) for s in sweeps}, _plugin_columns(sweeps))
+    return open_views(sweeps, {s.name: Launch.of(s) for s in sweeps}, _further_columns(sweeps))
 
 
 def as_store(store: str | Path | Store) -> Store:
@@ -162,20 +165,20 @@ def select_sweeps(store: str | Path | Store, sweep: str | None = None) -> list[S
 
 
 def open_views(
-    sweeps: list[SweepStore], launches: dict[str, Launch], plugin_columns: list[str]
+    sweeps: list[SweepStore], launches: dict[str, Launch], further_columns: list[str]
 ) -> duckdb.DuckDBPyConnection:
-    """The views of :func:`connect` over these sweeps, whose last launches and metrics of plug-ins are known."""
+    """The views of :func:`connect` over these sweeps, whose last launches and further columns of `trials` are known."""
     spill = Path(tempfile.gettempdir()) / f"isoratio-{secrets.token_hex(8)}"  # DuckDB makes and removes it when needed
     extensions = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     connection = duckdb.connect(config={**extensions, "temp_directory": str(spill)})
     for table, schema in TABLES.items():
         if table == "trials":
-            schema = pa.schema([*schema, *(pa.field(name, pa.float64()) for name in plugin_columns)])
+            schema = pa.schema([*schema, *(pa.field(name, pa.float64()) for name in further_columns)])
         files = [str(path) for path in _files(sweeps, table)]
         connection.register(f"stored_{table}", ds.dataset(files, schema=schema, format="parquet"))
     connection.register("running_packs", _running_packs(launches))
     for view, query in _VIEWS.items():
-        names = COLUMNS[view] + (plugin_columns if view == "trials" else [])
+        names = COLUMNS[view] + (further_columns if view == "trials" else [])
         columns = ", ".join(_column(view, name) for name in names)
         connection.execute(f"CREATE VIEW {view} AS {query.format(columns=columns, table=view)}")
     return connection
@@ -230,8 +233,8 @@ def _files(sweeps: list[SweepStore], table: str) -> list[Path]:
     return [path for sweep in sweeps for path in sweep.files(table)]
 
 
-def _plugin_columns(sweeps: list[SweepStore]) -> list[str]:
-    """Metrics of plug-ins: what some footer in `trials` has and the schema lacks."""
+def _further_columns(sweeps: list[SweepStore]) -> list[str]:
+    """Metrics of plug-ins, and statistics that not every sweep measures: what only some footers in `trials` have."""
     files = [str(path) for path in _files(sweeps, "trials")]
     if not files:
         return []

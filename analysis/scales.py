@@ -23,12 +23,17 @@ class Scale(StrEnum):
     ABSOLUTE = "absolute"
 
 
-_LOG = {"lambda_max", "hessian_frobenius", "gradient_covariance_trace", "noise_scale", "stability"}
-_FRACTIONS = {"memorized"}
+_LOG = {
+    *["lambda_max", "unseen_bound", "hessian_frobenius", "effective_dimension", "stability", "step_along_e1"],
+    *["gradient_covariance_trace", "noise_scale", "covariance_lambda_max", "covariance_frobenius"],
+}
+_FRACTIONS = {"memorized", "recovered", "critical_sample_ratio", "subspace_overlap"}
 
 
 def scale_of(metric: str) -> Scale:
-    """Log for losses, norms, lambda_max and tr C; absolute for all else, such as lambda_min, traces, gaps, accuracies.
+    """Log for what is positive, such as losses, norms, lambda_max, tr C; absolute for all else.
+
+    Absolute are what may be negative (lambda_min, Tr H, gaps, margins, cosines), fractions and epochs.
 
     A metric of a plug-in or an import goes by its ending: ``val_loss`` and ``weight_norm`` are on the log scale.
     """

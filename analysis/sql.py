@@ -32,7 +32,7 @@ class QueryError(ValueError):
 
 
 def sql(store: str | Path | Store, query: str) -> pa.Table:
-    """Answers one query over `trials`, `curves`, `eigenvalues`, `plan` and `provenance`.
+    """Answers one query over the views of :func:`analysis.database.connect`: `trials`, `curves`, ...
 
     Example:
         >>> sql("results", "SELECT ratio, avg(test_accuracy) FROM trials GROUP BY ratio")  # doctest: +SKIP

@@ -42,7 +42,7 @@ def _counts(sweeps: list[SweepStore], launches: dict[str, Launch]) -> Iterator[d
     planned = [s for s in sweeps if s.plan_path.exists()]
     imported = [s for s in sweeps if s not in planned]
     for view, chosen in (("plan", planned), ("trials", imported)):
-        with open_views(chosen, launches, plugin_columns=[]) as connection:
+        with open_views(chosen, launches, further_columns=[]) as connection:
             query = f"SELECT sweep, status, count(*) AS trials FROM {view} GROUP BY ALL"
             yield from fetch(connection, query, chosen).to_pylist()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -158,12 +158,19 @@ def _resolution(trials: pa.Table, group: Group, metric: str, values: FloatArray)
         return floats(trials, error, group.rows)
     datasets = trials["dataset"].take(group.rows[:1]).to_pylist() if "dataset" in trials.column_names else []
     examples = train_size(datasets[0]) if datasets and datasets[0] else None
-    if examples and metric == "train_accuracy":
-        return np.full(len(values), 1 / examples)
-    if examples and metric == "memorized":  # of about p N redrawn labels
-        redrawn = floats(trials, "label_noise", group.rows) * examples
-        return np.divide(1.0, redrawn, out=np.zeros_like(redrawn), where=redrawn > 0)
+    if examples and metric in _COUNTED:
+        counted = examples * _COUNTED[metric](floats(trials, "label_noise", group.rows))
+        return np.divide(1.0, counted, out=np.zeros_like(counted), where=counted > 0)
     return np.full(len(values), smallest_step(values))
+
+
+_COUNTED: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "train_accuracy": np.ones_like,
+    "clean_accuracy": lambda noise: 1 - noise,
+    "memorized": lambda noise: noise,
+    "recovered": lambda noise: noise,
+}
+"""Metric -> of which share of the training set, about, it is a fraction."""
 
 
 def _judge(trials: pa.Table, group: Group, metric: str, margin: float | None) -> Verdict:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from analysis.database import select_sweeps
 from trainables.schema import SIDE_TABLES
-from trainables.store import Store, SweepStore
+from trainables.store import ENDPOINTS, Store, SweepStore
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Damage:
 def verify(store: str | Path | Store, sweep: str | None = None) -> list[Damage]:
     """Checks every file against the size and SHA-256 that its commit recorded, and moves damaged packs to quarantine.
 
-    A pack goes as a whole: its rows of all tables, and its sums. ``isoratio resume`` then runs its trials again.
+    A pack goes as a whole: its rows of all tables, its endpoints and its sums. ``isoratio resume`` then runs its trials
+    again.
 
     Args:
         store: its directory.
@@ -53,7 +54,7 @@ def _packs(sweep: SweepStore) -> Iterator[Damage]:
         yield from damaged
         if damaged:
             found = [sweep.rows_path(pack_id)]
-            for table in (*SIDE_TABLES, "sums"):
+            for table in (*SIDE_TABLES, ENDPOINTS, "sums"):
                 found += (sweep.path / table).glob(f"{pack_id}.*")
             _quarantine(sweep, found)
 

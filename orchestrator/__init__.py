@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from analysis.status import status
     from analysis.verification import verify
     from orchestrator.inspection import run_trial
+    from orchestrator.interpolation import interpolate
     from orchestrator.launching import launch, logs, remove, resume, stop
     from orchestrator.planning import plan
     from orchestrator.sweepfile import init
@@ -24,6 +25,7 @@ _HOME = {
     "export": "analysis.exchange",
     "import_trials": "analysis.exchange",
     "init": "orchestrator.sweepfile",
+    "interpolate": "orchestrator.interpolation",
     "invariance": "analysis.invariance",
     "launch": "orchestrator.launching",
     "logs": "orchestrator.launching",
@@ -42,6 +44,7 @@ __all__ = [
     "export",
     "import_trials",
     "init",
+    "interpolate",
     "invariance",
     "launch",
     "logs",

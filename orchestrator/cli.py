@@ -212,6 +212,27 @@ def run(
 
 
 @app.command()
+def interpolate(
+    a: Annotated[str, typer.Argument(metavar="A", help="SWEEP/TRIAL_ID; the first digits of the id suffice.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Likewise; it may be in another sweep.")],
+    points: Annotated[int, typer.Option(min=2, help="Points on the line, evenly spaced.")] = 31,
+    start: Annotated[float, typer.Option("--from", help="First alpha: 0 is A, 1 is B.")] = -1.0,
+    stop: Annotated[float, typer.Option("--to", help="Last alpha.")] = 2.0,
+    store: StoreOption = STORE,
+    format: FormatOption = Format.TABLE,  # noqa: A002
+) -> None:
+    """Show the loss on the line (1 - alpha) A + alpha B through two endpoints, kept by `measure: {endpoints: true}`.
+
+    The training loss is that on A's training set, its label noise included.
+
+    Example: isoratio interpolate digits/3f2a digits/9c01 --points 7
+    """
+    from orchestrator import interpolate
+
+    _print_rows(interpolate(a, b, store, points=points, start=start, stop=stop), format)
+
+
+@app.command()
 def sql(
     query: Annotated[str | None, typer.Argument(metavar="[QUERY]", help="Default: read standard input.")] = None,
     store: StoreOption = STORE,

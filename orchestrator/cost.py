@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainables.registry import Teacher, resolve, train_size
-from trainables.settings import Measure
+from trainables.settings import GROUPS, GradientNoise, Hessian, Measure
 
 SECONDS_PER_COST = 0.035
 """Seconds per unit of cost, 1e9 multiply-adds, on one CPU core: used until packs of the store tell better."""
@@ -18,33 +19,67 @@ SECONDS_PER_COST = 0.035
 STEP_OVERHEAD = {"fused": 0.0, "vmap": 2e6, "loop": 1e7}
 """What an engine adds to each step of each trial, in multiply-adds that would take as long."""
 
-LANCZOS_PRODUCTS = 40
-"""Hessian products that the extreme eigenvalues usually take."""
+TOP_PRODUCTS, BOTTOM_PRODUCTS = 25, 10
+"""Products that the largest eigenvalues usually take, and how many more the smallest."""
+
+ALONG_E1 = 11
+"""Passes over the curvature examples for the loss along e1."""
+
+TEST_SHARE = 0.25
+"""Usual size of a test set, in training sets."""
+
+FORWARD, TRAINING, HESSIAN, COVARIANCE = 1, 3, 6, 5
+"""Multiply-adds per parameter and example: of a pass, a training step, and products with H and with C."""
+
+PARTS = ("losses", *GROUPS)
+"""What measuring consists of: what is always measured, and each group of statistics."""
 
 UNKNOWN_SIZE = 10_000
 UNKNOWN_PARAMETERS = 100_000
 UNKNOWN_CALL = 1.0
 
 
-def pack_costs(packs: pa.Table, measure: Measure) -> NDArray[np.float64]:
-    """Relative cost of each pack, in 1e9 multiply-adds: training, and all its measurements.
+@dataclass(frozen=True)
+class Costs:
+    """What packs cost, in 1e9 multiply-adds.
 
-    Args:
-        packs: trials, engine, arch, dataset, batch_size and epochs.
-        measure: what is measured of every trial.
+    Attributes:
+        training: shape (packs,).
+        measuring: each of PARTS, all its moments together; shape (packs, parts).
     """
-    n = per_distinct(packs, ["dataset"], lambda dataset: train_size(dataset) or UNKNOWN_SIZE)
-    parameters = per_distinct(packs, ["arch", "dataset"], _parameters)
-    moments = per_distinct(packs, ["epochs"], lambda epochs: len(measure.moments(epochs, 1000, 1)))
-    overhead = per_distinct(packs, ["engine"], lambda engine: STEP_OVERHEAD.get(engine, STEP_OVERHEAD["vmap"]))
-    epochs, batch_size = packs["epochs"].to_numpy(), packs["batch_size"].to_numpy()
-    training = epochs * n * (3 * parameters + overhead / batch_size)
-    measuring = moments * parameters * (4 * n + 6 * _products(measure) * np.minimum(n, _examples(measure)))
-    is_call = per_distinct(packs, ["engine"], lambda engine: engine == "call")
-    costs: NDArray[np.float64] = packs["trials"].to_numpy() * np.where(
-        is_call, UNKNOWN_CALL, (training + measuring) / 1e9
-    )
-    return costs
+
+    training: NDArray[np.float64]
+    measuring: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, packs: pa.Table, measure: Measure) -> Costs:
+        """Counts them.
+
+        Args:
+            packs: trials, engine, arch, dataset, batch_size and epochs.
+            measure: what is measured of every trial.
+        """
+        n = per_distinct(packs, ["dataset"], _train_size)
+        parameters = per_distinct(packs, ["arch", "dataset"], _parameters)
+        overhead = per_distinct(packs, ["engine"], lambda engine: STEP_OVERHEAD.get(engine, STEP_OVERHEAD["vmap"]))
+        epochs, batch_size = packs["epochs"].to_numpy(), packs["batch_size"].to_numpy()
+        training = epochs * n * (TRAINING * parameters + overhead / batch_size)
+
+        def passes(dataset: str, batch_size: int, epochs: float) -> list[float]:
+            return _measuring(measure, _train_size(dataset), batch_size, epochs)
+
+        measuring = per_distinct(packs, ["dataset", "batch_size", "epochs"], passes).reshape(-1, len(PARTS))
+        is_call = per_distinct(packs, ["engine"], lambda engine: engine == "call")
+        unit = packs["trials"].to_numpy() / 1e9
+        return cls(
+            np.where(is_call, UNKNOWN_CALL * packs["trials"].to_numpy(), unit * training),
+            np.where(is_call, 0.0, unit * parameters)[:, None] * measuring,
+        )
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """Shape (packs,)."""
+        return np.asarray(self.training + self.measuring.sum(axis=1))
 
 
 def per_distinct(packs: pa.Table, names: Sequence[str], function: Callable[..., Any]) -> NDArray[Any]:
@@ -58,15 +93,43 @@ def per_distinct(packs: pa.Table, names: Sequence[str], function: Callable[..., 
     return np.array(values)[inverse]
 
 
-def _products(measure: Measure) -> int:
-    """Hessian products of one measurement."""
-    if not measure.hessian:
-        return 0
-    return min(LANCZOS_PRODUCTS, measure.hessian.max_iterations) + measure.hessian.trace_probes
+def _measuring(measure: Measure, n: int, batch_size: int, epochs: float) -> list[float]:
+    """Multiply-adds per parameter of each of PARTS, for one trial."""
+    moments = measure.moments(epochs, n, batch_size).values()
+    once = _at_once(measure, n, batch_size)
+    return [cost * sum(part == "losses" or bool(getattr(m.due, part)) for m in moments) for part, cost in once.items()]
 
 
-def _examples(measure: Measure) -> int:
-    return measure.hessian.examples if measure.hessian else 0
+def _at_once(measure: Measure, n: int, batch_size: int) -> dict[str, float]:
+    """Multiply-adds per parameter of each of PARTS at one moment."""
+    hessian, noise, critical = measure.hessian, measure.gradient_noise, measure.critical_samples
+    examples = min(n, (hessian or Hessian()).examples)
+    return {
+        "losses": TRAINING * n + FORWARD * (TEST_SHARE * n + 2 * examples),
+        "hessian": _hessian(hessian, examples, batch_size) if hessian else 0.0,
+        "gradient_noise": _gradient_noise(noise, hessian, examples) if noise else 0.0,
+        "critical_samples": 2.0 * FORWARD * critical.iterations * critical.examples if critical else 0.0,
+    }
+
+
+def _hessian(wanted: Hessian, examples: int, batch_size: int) -> float:
+    ends = min(TOP_PRODUCTS + (BOTTOM_PRODUCTS if wanted.bottom else 0), wanted.max_iterations)
+    density = (
+        (wanted.density.probes - 1) * wanted.density.steps if wanted.density else 0
+    )  # the first is that of the ends
+    steps = TRAINING * wanted.sgd_steps * batch_size
+    profile = FORWARD * ALONG_E1 * examples if wanted.sgd_steps else 0
+    return HESSIAN * (ends + wanted.trace_probes + density) * examples + steps + profile
+
+
+def _gradient_noise(wanted: GradientNoise, hessian: Hessian | Literal[False], examples: int) -> float:
+    largest = COVARIANCE * TOP_PRODUCTS if wanted.lambda_max else 0
+    alignment = (COVARIANCE + HESSIAN) * (wanted.probes + hessian.top) if wanted.probes and hessian else 0
+    return float((2 * TRAINING + largest + alignment) * examples)
+
+
+def _train_size(dataset: str) -> int:
+    return train_size(dataset) or UNKNOWN_SIZE
 
 
 def _parameters(arch: str, dataset: str) -> float:

@@ -16,7 +16,7 @@ from orchestrator.source import Place, Problem, Source
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
-_OTHER_SHAPE = {"list_type", "model_type", "literal_error", "missing"}
+_OTHER_SHAPE = {"list_type", "model_type", "literal_error"}
 """Errors which say that a value was meant as another member of a union."""
 
 
@@ -54,9 +54,7 @@ def explain(
     for place, finding in _of_meant_members(error.errors(), unions):
         name = ".".join(map(str, place))
         if finding is None:
-            given = next((key[len(place)] for key in source.keys if key[:-1] == place), "")
-            hint = did_you_mean(str(given), sections[place])
-            yield source.problem(place, f"{name}: should be {unions[place]}{hint}")
+            yield source.problem(place, f"{name}: should be {unions[place]}")
         elif finding["type"] == "extra_forbidden":
             section, text = ".".join(map(str, place[:-1])), unknown_key(str(place[-1]), sections[place[:-1]])
             yield source.problem(place, f"{section}: {text}" if section else text, on_key=True)
@@ -66,22 +64,21 @@ def explain(
             yield source.problem(place, f"{name}: {describe(finding)}")
 
 
-def _of_meant_members(
-    errors: list[ErrorDetails], unions: Mapping[Place, str]
-) -> Iterator[tuple[Place, ErrorDetails | None]]:
-    """Findings with their places; of a union those of the member that was meant, None where none or several may be."""
-    members: dict[Place, dict[str | int, list[tuple[Place, ErrorDetails]]]] = {}
-    for error in errors:
-        place = error["loc"]
-        union = next((u for u in unions if place[: len(u)] == u and len(place) > len(u)), None)
-        if union is None:
-            yield place, error
-        else:
-            label, rest = place[len(union)], place[len(union) + 1 :]
-            members.setdefault(union, {}).setdefault(label, []).append((union + rest, error))
-    for union, found in members.items():
-        meant = [m for m in found.values() if not any(e["type"] in _OTHER_SHAPE for _, e in m)]
-        yield from meant[0] if len(meant) == 1 else [(union, None)]
+def _of_meant_members(errors: list[ErrorDetails], unions: Collection[Place]) -> list[tuple[Place, ErrorDetails | None]]:
+    """Findings with their places; of a union those of the member that was meant, None where none was.
+
+    Pydantic puts the name of the member into the place of each of its findings. It is taken out, outer unions first.
+    """
+    found = [(error["loc"], error) for error in errors]
+    unclear = []
+    for union in sorted(unions, key=len):
+        depth = len(union)
+        inside = [(place, e) for place, e in found if place[:depth] == union and len(place) > depth]
+        others = {place[depth] for place, e in inside if len(place) == depth + 1 and e["type"] in _OTHER_SHAPE}
+        meant = [((*union, *place[depth + 1 :]), e) for place, e in inside if place[depth] not in others]
+        found = [(place, e) for place, e in found if place[:depth] != union or len(place) <= depth] + meant
+        unclear += [union] if inside and not meant else []
+    return [*found, *((union, None) for union in unclear)]
 
 
 def short(value: Any) -> str:

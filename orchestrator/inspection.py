@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -37,22 +38,31 @@ def run_trial(sweep: str, trial_id: str, store: str | Path = "results") -> list[
     plan = pq.read_table(there.plan_path) if there.plan_path.exists() else None
     if plan is None:
         raise StoreError(f"sweep {sweep!r} was imported: its trials cannot be run here")
-    rows = plan.filter(pc.starts_with(plan["trial_id"], trial_id))
-    found = sorted(set(rows["trial_id"].to_pylist()))
-    if len(found) != 1:
-        known = f"{len(found)} trials begin so" if found else "there is none; SELECT trial_id FROM plan shows all"
-        raise StoreError(f"trial {trial_id!r} of {sweep!r}: {known}")
-    pack = Pack.of(rows.slice(0, 1))
+    found = the_only(plan.filter(pc.starts_with(plan["trial_id"], trial_id)), trial_id, sweep, "plan")
+    pack = Pack.of(found)
+    name = pack.keys[0]["trial_id"]
     try:
         outcome = _run_through(replace(pack, engine=_engine(pack)))
     except Exception as error:
-        raise TrialFailedError(f"trial {found[0]} fails:\n{traceback.format_exc()}") from error
+        raise TrialFailedError(f"trial {name} fails:\n{traceback.format_exc()}") from error
     if outcome.failures:
-        raise TrialFailedError(f"trial {found[0]} fails:\n{outcome.failures[0]}")
+        raise TrialFailedError(f"trial {name} fails:\n{outcome.failures[0]}")
     ended = outcome.trials[0]
     curves = [{k: row[k] for k in ("step", "epoch", "statistic", "value", "error")} for row in outcome.side["curves"]]
     last = {"step": ended.get("steps"), "epoch": ended["epochs_done"], "statistic": f"status: {ended['status']}"}
     return [*curves, last | {"value": None, "error": None}]
+
+
+def the_only(rows: pa.Table, trial_id: str, sweep: str, table: str) -> pa.Table:
+    """The row of the one trial whose trial_id begins so, of those rows of a table that do.
+
+    Raises:
+        StoreError: there is none, or several.
+    """
+    if rows.num_rows != 1:
+        known = f"{rows.num_rows} trials begin so" if rows.num_rows else "there is none"
+        raise StoreError(f"trial {trial_id!r} of {sweep!r}: {known}; SELECT trial_id FROM {table} shows all")
+    return rows
 
 
 def _run_through(pack: Pack) -> Outcome:

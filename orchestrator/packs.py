@@ -5,7 +5,7 @@ from __future__ import annotations
 import duckdb
 import pyarrow as pa
 
-from orchestrator.cost import pack_costs, per_distinct
+from orchestrator.cost import Costs, per_distinct
 from orchestrator.engine import engine_of, settle
 from orchestrator.sweepfile import SweepFile
 from trainables.trial import FIELDS, WITHIN_PACK
@@ -68,4 +68,4 @@ def form_packs(connection: duckdb.DuckDBPyConnection, sweep: SweepFile, *, settl
 
     engines = per_distinct(packs, ["arch", "dataset", "loss", "precision", "call"], engine)
     packs = packs.append_column("engine", pa.array(engines.tolist(), pa.string()))
-    connection.register("formed", packs.append_column("cost", pa.array(pack_costs(packs, sweep.measure))))
+    connection.register("formed", packs.append_column("cost", pa.array(Costs.of(packs, sweep.measure).total)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from orchestrator.cost import SECONDS_PER_COST
+from orchestrator.cost import PARTS, SECONDS_PER_COST, Costs
 from orchestrator.grid import distinct_size, size
 from orchestrator.parquet import select
 from orchestrator.progress import duration
@@ -42,10 +42,14 @@ class Plan:
     is_measured: bool
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per pack, longest first; ``estimated_seconds`` is NULL for a pack that is not to run."""
+        """One row per pack, longest first; its time and the share of measuring are NULL when it is not to run."""
+        costs = Costs.of(self.found.overview, self.sweep.measure)
+        shares = (costs.measuring.sum(axis=1) / costs.total).tolist()
         return [
-            pack | {"estimated_seconds": pack["cost"] * self.seconds_per_cost if pack["to_run"] else None}
-            for pack in self.found.overview.to_pylist()
+            pack
+            | {"estimated_seconds": pack["cost"] * self.seconds_per_cost if pack["to_run"] else None}
+            | {"measuring_share": share if pack["to_run"] else None}
+            for pack, share in zip(self.found.overview.to_pylist(), shares, strict=True)
         ]
 
     @property
@@ -53,6 +57,14 @@ class Plan:
         """Estimated wall time: packs run longest first, so the rest is spread evenly over the workers."""
         costs = self.found.packs["cost"].to_numpy()
         return self.seconds_per_cost * float(max(costs.sum() / self.workers, costs.max(initial=0.0)))
+
+    @property
+    def measuring(self) -> dict[str, float]:
+        """Estimated share of the time, for what is always measured and each group of statistics, largest first."""
+        costs = Costs.of(self.found.packs, self.sweep.measure)
+        total = float(costs.total.sum())
+        shares = dict(zip(PARTS, (costs.measuring.sum(axis=0) / total).tolist() if total else (), strict=False))
+        return {part: share for part, share in sorted(shares.items(), key=lambda pair: -pair[1]) if share}
 
     def summary(self) -> str:
         """The plan in a few lines, for people."""
@@ -70,6 +82,9 @@ class Plan:
         if found.packs.num_rows:
             basis = "from packs that have run" if self.is_measured else "a guess: nothing has run yet"
             lines.append(f"  time     about {duration(self.seconds)} with {self.workers} workers ({basis})")
+            shares = self.measuring
+            parts = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+            lines.append(f"  measuring about {sum(shares.values()):.0%} of the time: {parts}")
         return "\n".join(lines)
 
 

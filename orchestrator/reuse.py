@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.parquet import select
-from trainables.schema import SIDE_TABLES
-from trainables.store import Store, StoreError, SweepStore, new_attempt
+from trainables.endpoints import Endpoint, as_file, read
+from trainables.schema import SIDE_TABLES, Status
+from trainables.store import ENDPOINTS, Store, StoreError, SweepStore, new_attempt
 
 REUSED = "reuse-"
 """What the ids of packs of copies begin with."""
@@ -54,7 +56,7 @@ class Reuse:
         return REUSED + hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def commit(self, store: Store, into: SweepStore) -> bool:
-        """Commits copies of the trials, with their curves, eigenvalues and provenance, as one pack.
+        """Commits copies of the trials, with their side tables, endpoints and provenance, as one pack.
 
         Returns:
             False where that pack was there already.
@@ -77,12 +79,10 @@ class Reuse:
             into.write_provenance(provenance_id, row)
         marks = {"sweep": into.name, "pack_id": self.pack_id, "attempt": attempt}
         slots = pa.array(range(trials.num_rows), pa.int64())
-        return into.commit(
-            self.pack_id,
-            attempt,
-            _mark(trials, marks | {"slot": slots}),
-            {name: _mark(rows, marks) for name, rows in side.items() if rows.num_rows},
-        )
+        copies: dict[str, pa.Table | bytes] = {n: _mark(rows, marks) for n, rows in side.items() if rows.num_rows}
+        if endpoints := _endpoints(origin, trials):
+            copies[ENDPOINTS] = as_file(endpoints)
+        return into.commit(self.pack_id, attempt, _mark(trials, marks | {"slot": slots}), copies)
 
 
 def find_reusable(
@@ -116,6 +116,20 @@ def find_reusable(
                 found.append(Reuse(other.name, tuple(sorted(there["trial_id"].to_pylist())), measure_id, round_))
                 wanted = wanted.filter(pc.invert(pc.is_in(wanted["trial_id"], there["trial_id"])))
     return found
+
+
+def _endpoints(origin: SweepStore, trials: pa.Table) -> dict[str, Endpoint]:
+    """The endpoints of these trials by trial_id: of all that have any, or none where the sweep keeps none."""
+    if not (origin.path / ENDPOINTS).is_dir():
+        return {}
+    packs: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in trials.select(["trial_id", "status", "call", "pack_id", "attempt"]).to_pylist():
+        if row["status"] == Status.FINISHED and row["call"] is None:
+            packs[row["pack_id"], row["attempt"]].append(row["trial_id"])
+    found: dict[str, Endpoint] = {}
+    for pack, trial_ids in packs.items():
+        found |= read(origin.side_path(ENDPOINTS, *pack), trial_ids)
+    return dict(sorted(found.items()))
 
 
 def _mark(rows: pa.Table, columns: Mapping[str, Any]) -> pa.Table:

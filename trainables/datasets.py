@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from trainables.data import Dataset
 from trainables.registry import DIGITS_TRAIN_SIZE, load, resolve
-from trainables.streams import Purpose, uniforms, words
+from trainables.streams import Purpose, normals, words
 
 
 def data_root() -> Path:
@@ -69,7 +68,4 @@ def teacher(
 
 
 def _normal(seed: int, block: int, shape: tuple[int, int]) -> Tensor:
-    """Standard normal numbers by Box and Muller's transform."""
-    n = shape[0] * shape[1]
-    u: NDArray[np.float64] = uniforms(words(seed, Purpose.DATA, 2 * n, block + 1)).reshape(2, n)
-    return torch.tensor(np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1])).reshape(shape)
+    return torch.from_numpy(normals(seed, Purpose.DATA, shape[0] * shape[1], block + 1)).reshape(shape)

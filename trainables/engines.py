@@ -90,6 +90,13 @@ class Engine(ABC):
             shape (trials, batch, outputs).
         """
 
+    def member(self, buffers: Tensors) -> tuple[nn.Module, Tensors]:
+        """For one trial's buffers: the module to call with its parameters, in evaluation mode, and with what buffers.
+
+        Called so, alone, its hooks see plain tensors.
+        """
+        return self.module.eval(), buffers
+
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Per-example losses, shape (trials, batch), of outputs (trials, batch, outputs)."""
         flat = self.loss(outputs.flatten(0, 1), targets.flatten(0, 1))
@@ -132,18 +139,19 @@ class LoopEngine(Engine):
     def state(self) -> tuple[Tensors, Tensors]:
         """See :meth:`Engine.state`."""
         parameters, buffers = stacked(self.modules)
-        return parameters, buffers | {_MEMBER: torch.arange(len(self.modules))}
+        return parameters, buffers | {MEMBER: torch.arange(len(self.modules))}
 
     def outputs(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
         """See :meth:`Engine.outputs`."""
-        members = buffers[_MEMBER].tolist()
-        others = {k: v for k, v in buffers.items() if k != _MEMBER}
-        return torch.stack(
-            [
-                functional_call(self.modules[m].eval(), (_take(parameters, i), _take(others, i)), (inputs,))
-                for i, m in enumerate(members)
-            ]
-        )
+        calls = []
+        for i in range(len(buffers[MEMBER])):
+            module, own = self.member(_take(buffers, i))
+            calls.append(functional_call(module, (_take(parameters, i), own), (inputs,)))
+        return torch.stack(calls)
+
+    def member(self, buffers: Tensors) -> tuple[nn.Module, Tensors]:
+        """See :meth:`Engine.member`."""
+        return self.modules[int(buffers[MEMBER])].eval(), {k: v for k, v in buffers.items() if k != MEMBER}
 
 
 class VmapEngine(Engine):
@@ -363,7 +371,7 @@ def _activation_backward(activation: nn.Module, gradient: Tensor, before: Tensor
     return backward
 
 
-_MEMBER = "isoratio.member"
+MEMBER = "isoratio.member"
 """Which module a trial of the loop belongs to, carried among its buffers."""
 
 

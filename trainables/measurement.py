@@ -4,32 +4,61 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
+from trainables.critical import critical_samples
 from trainables.curvature import spectrum
+from trainables.differentiable import check
 from trainables.findings import Finding, Measurements
 from trainables.generalization import test_set, training_set
-from trainables.hessian import chunk_and_group
+from trainables.gradient_noise import gradient_noise
+from trainables.operators import chunk_and_group
 from trainables.probe import Probe
 from trainables.registry import load
+from trainables.residual import branch_cosines
 from trainables.schema import TAKEN, metric_values
 from trainables.settings import Measure
+from trainables.sgd_steps import next_steps, sgd_steps
 from trainables.snapshot import Snapshot
-from trainables.study import Study
+from trainables.study import Study, Subspace
+from trainables.trace import MOST_KEPT
+from trainables.units import flat_units
 
 
-def measure(snapshot: Snapshot, due: Measure) -> Measurements:
+@dataclass
+class Memory:
+    """What a measurement keeps for the next one of the same trials.
+
+    Attributes:
+        top: their top eigenvectors, once measured.
+        checked: whether their loss is known to have curvature.
+    """
+
+    top: Subspace | None = None
+    checked: bool = False
+
+
+def measure(snapshot: Snapshot, due: Measure, memory: Memory) -> Measurements:
     """Measures every trial; trials are taken in groups that fit memory, and no number depends on the grouping."""
-    chunk, size = chunk_and_group(snapshot.engine, snapshot.data.dataset.train_inputs)
-    measured, place = _distinct(snapshot)
-    result = Measurements(len(measured))
+    chunk, size = chunk_and_group(snapshot.engine, snapshot.data.dataset.train_inputs, _vectors(due))
+    measured, place = _distinct(snapshot, due)
+    if (due.hessian or due.gradient_noise) and not memory.checked:
+        check(Study(snapshot.take([0]), due, chunk))
+        memory.checked = True
+    steps = next_steps(snapshot, due.hessian.sgd_steps) if due.hessian else []
+    result, tops = Measurements(len(measured)), []
     for start in range(0, len(measured), size):
         part = list(range(start, min(start + size, len(measured))))
-        study = Study(snapshot.take([measured[i] for i in part]), due, chunk)
+        chosen = [measured[i] for i in part]
+        before = memory.top.take(chosen) if memory.top else None
+        study = Study(snapshot.take(chosen), due, chunk, before, [step[chosen] for step in steps])
         for finding in _built_in(study):
             result.add(finding, part)
+        tops += [study.top] if study.top else []
     result = result.spread(place)
+    memory.top = Subspace.join(tops).take(place) if tops else memory.top
     if due.metrics:
         alive = snapshot.alive.cpu().numpy() & np.isfinite(result.values["train_loss"])
         _measure_plugins(result, snapshot, due.metrics, alive.nonzero()[0].tolist())
@@ -39,16 +68,32 @@ def measure(snapshot: Snapshot, due: Measure) -> Measurements:
 def _built_in(study: Study) -> Iterator[Finding]:
     yield from training_set(study)
     yield from test_set(study)
+    yield from flat_units(study)
+    yield from branch_cosines(study)
+    if study.settings.critical_samples:
+        yield from critical_samples(study, study.settings.critical_samples)
     if study.settings.hessian:
         yield from spectrum(study, study.settings.hessian)
+    if study.top and study.steps:
+        yield from sgd_steps(study, study.top)
+    if study.settings.gradient_noise:
+        yield from gradient_noise(study, study.settings.gradient_noise)
 
 
-def _distinct(snapshot: Snapshot) -> tuple[list[int], list[int]]:
+def _vectors(due: Measure) -> int:
+    """Vectors of the size of the parameters that measuring keeps of each trial."""
+    if not due.hessian:
+        return 10
+    return 10 + 2 * due.hessian.max_iterations + due.hessian.sgd_steps + min(due.hessian.trace_probes, MOST_KEPT)
+
+
+def _distinct(snapshot: Snapshot, due: Measure) -> tuple[list[int], list[int]]:
     """Positions of the trials to measure, and for every trial which of them stands for it.
 
-    At the start trials of one seed and noise are the same net on the same data: one of them is measured.
+    At the start trials of one seed and noise are the same net on the same data: one of them is measured. Their next
+    steps differ, though.
     """
-    if snapshot.step:
+    if snapshot.step or (due.hessian and due.hessian.sgd_steps):
         everyone = list(range(len(snapshot.trials)))
         return everyone, everyone
     keys = [(t.seed, t.label_noise) for t in snapshot.trials]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from trainables.endpoints import Endpoint, as_file
 from trainables.registry import load, resolve
 from trainables.schema import (
     FAILURES,
@@ -27,7 +28,7 @@ from trainables.schema import (
     metric_values,
 )
 from trainables.settings import Measure
-from trainables.store import Store, SweepStore, new_attempt, table
+from trainables.store import ENDPOINTS, Store, SweepStore, new_attempt, table
 from trainables.trial import FIELDS, REFERENCES, Trial
 
 Row = dict[str, Any]
@@ -81,6 +82,7 @@ class Outcome:
     Attributes:
         trials: slot -> columns of the trial's row beside its configuration.
         side: table -> rows, each with its ``slot``.
+        endpoints: slot -> what the trial had learned, where that is kept.
         failures: slot -> traceback.
         device: where it ran.
         dataset_sha256: None for trials of the user's own.
@@ -88,6 +90,7 @@ class Outcome:
 
     trials: dict[int, Row] = field(default_factory=dict)
     side: dict[str, list[Row]] = field(default_factory=lambda: {table: [] for table in SIDE_TABLES})
+    endpoints: dict[int, Endpoint] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     device: str = "cpu"
     dataset_sha256: str | None = None
@@ -131,8 +134,11 @@ def write(store: SweepStore, pack: Pack, attempt: str, outcome: Outcome, seconds
             for slot, found in sorted(outcome.trials.items())
         ]
         joined = partial(_side_table, pack=pack, attempt=attempt, kept=outcome.trials)
-        side = {name: joined(rows, TABLES[name]) for name, rows in outcome.side.items() if rows}
-        store.commit(pack.pack_id, attempt, table(rows, TRIALS), {k: v for k, v in side.items() if v.num_rows})
+        tables = {name: joined(rows, TABLES[name]) for name, rows in outcome.side.items() if rows}
+        side: dict[str, pa.Table | bytes] = {k: v for k, v in tables.items() if v.num_rows}
+        if outcome.endpoints:
+            side[ENDPOINTS] = as_file({pack.keys[s]["trial_id"]: e for s, e in sorted(outcome.endpoints.items())})
+        store.commit(pack.pack_id, attempt, table(rows, TRIALS), side)
     if outcome.failures:
         _write_failures(store, pack, common, "exception", outcome.failures)
 

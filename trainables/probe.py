@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainables.data import Dataset
 from trainables.engines import Tensors
-from trainables.hessian import Hessian, chunk_and_group
+from trainables.operators import Hessian, chunk_and_group
 from trainables.snapshot import Snapshot
 from trainables.trial import Trial
 
@@ -77,6 +77,6 @@ class Probe:
             of = self._snapshot
             inputs = self.dataset.train_inputs[of.data.curvature_examples]
             targets = of.targets[:, of.data.curvature_examples]
-            chunk, _ = chunk_and_group(of.engine, inputs)
+            chunk, _ = chunk_and_group(of.engine, inputs, 0)
             self._hessians.append(Hessian(of.engine, of.parameters, of.buffers, inputs, targets, chunk))
         return self._hessians[0]

@@ -8,11 +8,14 @@ from functools import lru_cache
 import torch
 
 from trainables.datasets import load_dataset
+from trainables.endpoints import Endpoint
+from trainables.engines import MEMBER
 from trainables.findings import Measurements
 from trainables.packs import Outcome, Pack, Row, number
 from trainables.schema import TABLES, Status
-from trainables.statistics import ERROR_COLUMN
+from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.training import Run, reproducible, train
+from trainables.trial import Trial
 
 
 def train_pack(pack: Pack, threads: int, *, gpu: bool) -> Generator[float, None, Outcome]:
@@ -26,6 +29,8 @@ def train_pack(pack: Pack, threads: int, *, gpu: bool) -> Generator[float, None,
     for slot, trial in enumerate(pack.trials):
         if slot not in outcome.failures:
             outcome.trials[slot] = _trial_row(run, slot, trial.batch_size)
+            if run.parameters and run.diverged_at[slot] < 0:
+                outcome.endpoints[slot] = _endpoint(run, slot, trial)
             outcome.side["curves"] += _curve_rows(run, slot)
             for table, row in _side_rows(run, slot):
                 outcome.side[table].append(row)
@@ -44,7 +49,26 @@ def _trial_row(run: Run, slot: int, batch_size: int) -> Row:
         error = ERROR_COLUMN.get(name)
         if error is not None:
             row[error] = number(endpoint.errors[name][slot])
-    return row
+    return row | _best_test(run, slot)
+
+
+def _best_test(run: Run, slot: int) -> Row:
+    """The largest test accuracy of all moments, and the first epoch with it; nothing where there are no classes."""
+    seen = [
+        (epoch, found.values["test_accuracy"][slot])
+        for _, epoch, found in run.moments
+        if "test_accuracy" in found.values
+    ]
+    if not seen:
+        return {}
+    epoch, accuracy = max(seen, key=lambda pair: pair[1])
+    return dict(zip(OF_ENDPOINT, (number(accuracy), epoch), strict=True))
+
+
+def _endpoint(run: Run, slot: int, trial: Trial) -> Endpoint:
+    buffers = {name: tensors for name, tensors in run.buffers.items() if name != MEMBER}
+    tensors = {name: tensor[slot].cpu().numpy() for name, tensor in {**run.parameters, **buffers}.items()}
+    return Endpoint(trial, tensors, tuple(sorted(buffers)))
 
 
 def _until_divergence(run: Run, slot: int) -> Iterator[tuple[int, float, Measurements]]:

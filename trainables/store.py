@@ -3,8 +3,8 @@
     STORE/<sweep>/sweep.yaml plan.parquet trials/ curves/ eigenvalues/ density/ profiles/ endpoints/ sums/ failures/
         provenance/ log/
 
-Side tables are written first, then the sums, and ``trials/<pack>.parquet`` is created exclusively last: its existence
-is the commit. Correctness rests on that alone; the launch lock only saves work.
+Side tables and endpoints are written first, then the sums, and ``trials/<pack>.parquet`` is created exclusively last:
+its existence is the commit. Correctness rests on that alone; the launch lock only saves work.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from trainables.schema import FORMAT
 
 SWEEP_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+ENDPOINTS = "endpoints"  # beside the side tables, the one kind of file that is not Parquet
 PLAN_ROW_GROUP = 16_384  # rows; small enough that a worker reads its own pack without the rest
 
 
@@ -117,6 +118,10 @@ class SweepStore:
         """The rows of a pack; the file's existence is the commit."""
         return self.path / "trials" / f"{pack_id}.parquet"
 
+    def side_path(self, kind: str, pack_id: str, attempt: str) -> Path:
+        """What goes with the rows of one attempt at a pack: a side table, or its endpoints."""
+        return self.path / kind / f"{pack_id}.{attempt}.{'safetensors' if kind == ENDPOINTS else 'parquet'}"
+
     def files(self, table: str) -> list[Path]:
         """The files that hold a table, sorted."""
         if table == "plan":
@@ -138,27 +143,32 @@ class SweepStore:
             raise StoreError(f"{self.plan_path}: no pack {pack_id!r}")
         return rows.sort_by("slot")
 
-    def commit(self, pack_id: str, attempt: str, trials: pa.Table, side: Mapping[str, pa.Table]) -> bool:
+    def commit(self, pack_id: str, attempt: str, trials: pa.Table, side: Mapping[str, pa.Table | bytes]) -> bool:
         """Makes the rows of one pack visible, all at once.
+
+        Args:
+            pack_id: of the pack.
+            attempt: see :func:`new_attempt`.
+            trials: its rows.
+            side: what goes with them, by kind: side tables, or a whole file.
 
         Returns:
             False where another attempt was first; then nothing of this one stays.
         """
         data = parquet_bytes(trials)
-        written = {f"trials/{pack_id}.parquet": data}
-        for table, rows in side.items():
-            relative = f"{table}/{pack_id}.{attempt}.parquet"
-            written[relative] = parquet_bytes(rows)
-            create(self.path / relative, written[relative])
-        sums = {name: {"size": len(b), "sha256": hashlib.sha256(b).hexdigest()} for name, b in written.items()}
+        sums = {f"trials/{pack_id}.parquet": _sum(data)}
+        paths = [self.side_path(kind, pack_id, attempt) for kind in side]
+        for path, content in zip(paths, side.values(), strict=True):
+            whole = content if isinstance(content, bytes) else parquet_bytes(content)
+            create(path, whole)
+            sums[str(path.relative_to(self.path))] = _sum(whole)
         sums_path = self.path / "sums" / f"{pack_id}.{attempt}.json"
         create(sums_path, json.dumps(sums, indent=1, sort_keys=True).encode())
         try:
             create(self.rows_path(pack_id), data)
         except FileExistsError:
-            for table in side:
-                (self.path / table / f"{pack_id}.{attempt}.parquet").unlink(missing_ok=True)
-            sums_path.unlink(missing_ok=True)
+            for path in (*paths, sums_path):
+                path.unlink(missing_ok=True)
             return False
         return True
 
@@ -195,6 +205,10 @@ def parquet_bytes(rows: pa.Table) -> bytes:
         row_group_size=PLAN_ROW_GROUP if "round" in rows.column_names else None,
     )
     return sink.getvalue()
+
+
+def _sum(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def create(path: Path, data: bytes) -> None:

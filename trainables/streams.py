@@ -25,6 +25,11 @@ class Purpose(IntEnum):
     SUBSET = 6
     DATA = 7
     LAYERS = 8
+    CRITICAL = 9
+    DENSITY = 10
+    COVARIANCE = 11
+    ALIGNMENT = 12
+    CHECK = 13
 
 
 def words(seed: int, purpose: Purpose, n: int, block: int = 0, index: int = 0) -> NDArray[np.uint64]:
@@ -35,6 +40,12 @@ def words(seed: int, purpose: Purpose, n: int, block: int = 0, index: int = 0) -
 def uniforms(raw: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Words as floats in [0, 1)."""
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normals(seed: int, purpose: Purpose, n: int, block: int = 0, index: int = 0) -> NDArray[np.float64]:
+    """``n`` independent standard normal numbers, by Box and Muller's transform."""
+    u = uniforms(words(seed, purpose, 2 * n, block, index)).reshape(2, n)
+    return np.asarray(np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1]))
 
 
 def init_seed(seed: int) -> int:

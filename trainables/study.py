@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.hessian import Hessian, gradient_and_outputs
+from trainables.operators import Hessian, gradient_and_outputs
 from trainables.settings import Measure
 from trainables.snapshot import Snapshot
 from trainables.streams import Purpose, rademacher
 
 
 @dataclass(frozen=True)
+class Subspace:
+    """The span of each trial's top eigenvectors.
+
+    Attributes:
+        vectors: orthonormal, shape (trials, k, parameters); the sharpest direction first.
+        sine: of the largest angle to the true subspace, at most (Davis and Kahan 1970), as far as Lanczos saw the gap
+            below it; shape (trials,).
+        sines: the same of each vector; shape (trials, k).
+    """
+
+    vectors: Tensor
+    sine: Tensor
+    sines: Tensor
+
+    def share(self, directions: Tensor) -> Tensor:
+        """||U'v||^2/||v||^2 of vectors of shape (trials, parameters); NaN for a zero one; shape (trials,)."""
+        return self.coordinates(directions).double().square().sum(1) / directions.double().square().sum(1)
+
+    def coordinates(self, directions: Tensor) -> Tensor:
+        """U'v of vectors of shape (trials, parameters); shape (trials, k)."""
+        return torch.bmm(self.vectors, directions[:, :, None])[:, :, 0]
+
+    def project_out(self, directions: Tensor) -> Tensor:
+        """(I - U'U) v of vectors of shape (trials, parameters)."""
+        inside = self.coordinates(directions)[:, None]
+        return torch.baddbmm(directions[:, None], inside, self.vectors, alpha=-1)[:, 0]
+
+    def take(self, part: list[int]) -> Subspace:
+        """Of some of the trials, or of some of them repeatedly."""
+        return Subspace(self.vectors[part], self.sine[part], self.sines[part])
+
+    @classmethod
+    def join(cls, groups: Sequence[Subspace]) -> Subspace:
+        """Of the trials of all groups."""
+        return cls(*(torch.cat([getattr(g, f.name) for g in groups]) for f in fields(cls)))
+
+
+@dataclass
 class Study:
     """Trials that are measured together.
 
@@ -24,11 +62,17 @@ class Study:
         group: the trials.
         settings: what is due.
         chunk: most examples in one forward pass that is to be differentiated.
+        before: the top eigenvectors of the measurement before, if there was one.
+        steps: what the next minibatches would add to the parameters, each (trials, parameters); where asked for.
+        top: the top eigenvectors, once they are known.
     """
 
     group: Snapshot
     settings: Measure
     chunk: int
+    before: Subspace | None = None
+    steps: Sequence[Tensor] = ()
+    top: Subspace | None = None
 
     @cached_property
     def training(self) -> tuple[Tensor, Tensor]:
@@ -77,11 +121,25 @@ class Study:
         of = self.group
         return Hessian(of.engine, of.parameters, of.buffers, self.inputs, self.targets, self.chunk)
 
+    @cached_property
+    def curvature_gradient(self) -> Tensor:
+        """Gradient of the mean loss over the curvature examples; shape (trials, parameters)."""
+        of = self.group
+        arguments = (of.parameters, of.buffers, self.inputs, self.targets, self.chunk)
+        return gradient_and_outputs(of.engine, *arguments)[0]
+
+    def by_parameter(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Vectors of shape (trials, parameters) cut into parameters by name, each (trials, ...)."""
+        like = self.group.parameters
+        pieces = vectors.split([v[0].numel() for v in like.values()], 1)
+        return {name: piece.view_as(like[name]) for name, piece in zip(like, pieces, strict=True)}
+
     def signs(self, purpose: Purpose, index: int) -> Tensor:
         """Random signs, shape (trials, parameters); keyed by epoch, so that iso-ratio trials of a seed share them."""
-        block, dimension = round(self.group.epoch * 2**20), self.hessian.shape[1]
+        block, dimension = round(self.group.epoch * 2**20), sum(v[0].numel() for v in self.group.parameters.values())
         drawn = [rademacher(t.seed, purpose, dimension, block, index) for t in self.group.trials]
-        return torch.from_numpy(np.stack(drawn)).to(self.train_gradient)
+        like = next(iter(self.group.parameters.values()))
+        return torch.from_numpy(np.stack(drawn)).to(like)
 
     def members(self) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Parameters and buffers of one trial after the other, by name."""

@@ -1,15 +1,23 @@
-"""Trace and Frobenius norm of many symmetric operators from products with random signs."""
+"""Trace and Frobenius norm of many symmetric matrices from products with random signs, and what Lanczos left unseen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import sqrt
 
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
-from trainables.lanczos import Operator
+from trainables.lanczos import Krylov, Operator
+
+CONFIDENCE = 0.999
+"""With which the bound on unseen eigenvalues holds."""
+
+MOST_KEPT = 64
+"""Products that are kept for that bound; more sharpen it little."""
 
 
 @dataclass(frozen=True)
@@ -21,61 +29,116 @@ class Traces:
         trace_se: its standard error.
         frobenius: ||H||_F.
         frobenius_se: its standard error, by the delta method.
-        num_matvecs: products used, the same for all trials.
+        products: PHPV from which it follows, for the first probes; shape (trials, m, d).
     """
 
     trace: Tensor
     trace_se: Tensor
     frobenius: Tensor
     frobenius_se: Tensor
-    num_matvecs: int
+    products: Tensor
+
+    @cached_property
+    def _largest(self) -> tuple[Tensor, Tensor]:
+        """Largest singular value of the products, and its direction."""
+        gram = torch.bmm(self.products, self.products.transpose(1, 2)).double()
+        finite = gram.isfinite().all(dim=(1, 2))
+        values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], gram, 0))
+        direction = torch.bmm(vectors[:, None, :, -1].to(self.products), self.products)[:, 0]
+        return torch.where(finite, values[:, -1].clamp(min=0).sqrt(), torch.nan), direction
+
+    @property
+    def unseen(self) -> Tensor:
+        """Bound on |v'Hv| for unit vectors v orthogonal to the Lanczos basis; shape (trials,).
+
+        So it bounds any eigenvalue that Lanczos did not see, such as a second copy. It holds with 99.9%.
+        """
+        count = self.products.shape[1]
+        if not count:
+            return torch.zeros_like(self.trace)
+        return self._largest[0] / sqrt(chi2.ppf(1 - CONFIDENCE, count))
+
+    @property
+    def unseen_direction(self) -> Tensor:
+        """Direction in which the probes found most of the unseen; shape (trials, d)."""
+        return self._largest[1]
+
+    def without(self, vectors: Tensor, part: list[int]) -> Traces:
+        """The same once eigenvectors in the complement are known, of shape (trials of part, k, d)."""
+        products = self.products.clone()
+        inner = products[part]
+        products[part] = inner - torch.bmm(torch.bmm(inner, vectors.transpose(1, 2)), vectors)
+        return replace(self, products=products)
 
 
-def hutchinson(operator: Operator, probe: Callable[[int], Tensor], probes: int) -> Traces:
-    """Hutchinson's estimator (1990): E[v' H v] = Tr H and E[||H v||^2] = ||H||_F^2 for random signs v.
+def hutchinson(operator: Operator, krylov: Krylov, probe: Callable[[int], Tensor], probes: int) -> Traces:
+    """Hutchinson's estimator (1990) on what is orthogonal to a Lanczos basis.
 
-    With at least as many probes as dimensions the unit vectors are used instead, and the results are exact.
+    With Q the basis, P = I - QQ' and HQ = QT + beta q e': Tr H = Tr T + Tr PHP and ||H||_F^2 = ||T||_F^2 + beta^2 +
+    ||HP||_F^2. The first terms are known, and random signs v give E[v'PHPv] = Tr PHP and E[||HPv||^2] = ||HP||_F^2, of
+    much smaller variance since the basis holds the outliers of the spectrum (Hutch++; Meyer et al. 2021). Where the
+    basis or the probes span the whole space, all is exact.
+
+    An eigenvector u of PHP of eigenvalue lambda has ||PHPV|| >= |lambda| ||u'V||, and ||u'V||^2 is close to chi-squared
+    with as many degrees of freedom as V has columns: hence the bound on the unseen (Dixon 1983).
 
     Args:
         operator: shape (trials, d).
+        krylov: of the same operator, with independent start vectors.
         probe: index -> signs, shape (trials, d).
         probes: m, how many.
     """
     trials, dimension = operator.shape
+    seen, squares = _of_basis(krylov)
+    zero, none = torch.zeros_like(seen), krylov.basis.new_zeros(trials, 0, dimension)
+    if krylov.basis.shape[1] == dimension:
+        return Traces(seen, zero, squares.sqrt(), zero, none)
     if probes >= dimension:
-        return _exact(operator, probe(0).new_ones(1))
-    quadratic = torch.zeros(probes, trials, dtype=torch.float64)
-    squared = torch.zeros_like(quadratic)
+        trace, squares = _by_columns(operator, krylov.basis[:, 0])
+        return Traces(trace, zero, squares.sqrt(), zero, none)
+    quadratic, squared, kept = [], [], []
     for k in range(probes):
-        v = probe(k)
+        v = krylov.complement(probe(k).to(none))
         product = operator @ v
-        quadratic[k] = (v * product).double().sum(1)
-        squared[k] = product.double().square().sum(1)
-    frobenius = squared.mean(0).sqrt()
+        quadratic.append((v * product).double().sum(1))
+        squared.append(product.double().square().sum(1))
+        if k < MOST_KEPT:
+            kept.append(krylov.complement(product))
+    trace, trace_se = mean_and_error(torch.stack(quadratic))
+    square, square_se = mean_and_error(torch.stack(squared))
+    frobenius = (squares + square).sqrt()
     return Traces(
-        quadratic.mean(0),
-        _standard_error(quadratic),
+        seen + trace,
+        trace_se,
         frobenius,
-        torch.where(frobenius > 0, _standard_error(squared) / (2 * frobenius), _standard_error(squared)),
-        probes,
+        torch.where(frobenius > 0, square_se / (2 * frobenius), square_se),
+        torch.stack(kept, 1),
     )
 
 
-def _exact(operator: Operator, like: Tensor) -> Traces:
+def _of_basis(krylov: Krylov) -> tuple[Tensor, Tensor]:
+    """Tr T, and ||HQ||_F^2 = ||T||_F^2 + beta^2."""
+    last = krylov.size[:, None] - 1
+    return krylov.alpha.sum(1), krylov.alpha.square().sum(1) + 2 * krylov.beta.square().sum(1) - (
+        krylov.beta.gather(1, last).square()[:, 0]
+    )
+
+
+def _by_columns(operator: Operator, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Trace and squared Frobenius norm from the product with every unit vector."""
     trials, dimension = operator.shape
-    trace, squared = torch.zeros(2, trials, dtype=torch.float64)
+    trace, squared = like.new_zeros(2, trials, dtype=torch.float64)
     for i in range(dimension):
-        unit = like.new_zeros(trials, dimension)
+        unit = torch.zeros_like(like)
         unit[:, i] = 1
         column = (operator @ unit).double()
-        trace += column[:, i].cpu()
-        squared += column.square().sum(1).cpu()
-    zero = torch.zeros_like(trace)
-    return Traces(trace, zero, squared.sqrt(), zero, dimension)
+        trace += column[:, i]
+        squared += column.square().sum(1)
+    return trace, squared
 
 
-def _standard_error(samples: Tensor) -> Tensor:
-    """Of the mean over the first dimension; NaN from one sample."""
+def mean_and_error(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the first dimension and its standard error, NaN from one sample."""
     if len(samples) == 1:
-        return torch.full_like(samples[0], torch.nan)
-    return torch.as_tensor(samples.std(0) / sqrt(len(samples)))
+        return samples[0], torch.full_like(samples[0], torch.nan)
+    return samples.mean(0), samples.std(0) / sqrt(len(samples))

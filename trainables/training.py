@@ -7,18 +7,16 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from trainables.data import Dataset
 from trainables.datasets import load_dataset
-from trainables.engines import ENGINES, Engine, Hyperparameters, build, load_loss
+from trainables.engines import ENGINES, Engine, Hyperparameters, Tensors, build, load_loss
 from trainables.findings import Measurements
-from trainables.measurement import measure
+from trainables.measurement import Memory, measure
 from trainables.settings import Hessian, Measure, step_of
 from trainables.snapshot import PackData, Snapshot
-from trainables.streams import examples
+from trainables.stepping import advance
 from trainables.trial import Trial
 
 
@@ -31,12 +29,16 @@ class Run:
         diverged_at: step of divergence, -1 where there was none; one per trial.
         steps: steps of a trial that did not diverge.
         train_size: N.
+        parameters: at the endpoint, by name, stacked; empty where endpoints are not kept.
+        buffers: likewise.
     """
 
     moments: list[tuple[int, float, Measurements]] = field(default_factory=list)
     diverged_at: list[int] = field(default_factory=list)
     steps: int = 0
     train_size: int = 0
+    parameters: Tensors = field(default_factory=dict)
+    buffers: Tensors = field(default_factory=dict)
 
 
 @contextmanager
@@ -69,16 +71,18 @@ def train(trials: Sequence[Trial], engine: str, settings: Measure, device: torch
     state = start(trials, engine, data, dtype, device)
     moments = settings.moments(first.epochs, dataset.train_size, first.batch_size)
     run = Run(steps=step_of(first.epochs, dataset.train_size, first.batch_size), train_size=dataset.train_size)
-    done = 0
+    done, memory = 0, Memory()
     for step, (epoch, due) in moments.items():
         for begin, end in _spans(done, step, max(1, dataset.train_size // first.batch_size)):
-            _advance(state, data, trials, begin, end)
+            advance(state, data, trials, begin, end)
             yield end / run.steps
         done = step
-        found = measure(Snapshot.of(state, data, trials, step, epoch), due)
+        found = measure(Snapshot.of(state, data, trials, step, epoch), due, memory)
         state.mark_diverged(torch.as_tensor(found.values["train_loss"], device=device), step)
         run.moments.append((step, epoch, found))
     run.diverged_at = state.diverged_at.tolist()
+    if settings.endpoints:
+        run.parameters, run.buffers = state.state()
     return run
 
 
@@ -97,28 +101,6 @@ def start(trials: Sequence[Trial], engine: str, data: PackData, dtype: torch.dty
     modules = [build(t, data.dataset.input_shape, data.dataset.num_classes).to(device, dtype) for t in trials]
     hyper = Hyperparameters.of(trials, torch.zeros(1, dtype=dtype, device=device))
     return ENGINES[engine](modules, load_loss(trials[0].loss), hyper)
-
-
-def _advance(engine: Engine, data: PackData, trials: Sequence[Trial], begin: int, end: int) -> None:
-    """Takes the steps from ``begin`` to ``end``, each on the next ``batch_size`` examples of every trial's stream."""
-    batch = trials[0].batch_size
-    order = _minibatches(trials, begin, end, data.dataset.train_size).to(data.targets.device)
-    inputs, rows = data.dataset.train_inputs, torch.arange(len(trials), device=order.device)[:, None]
-    for step in range(begin, end):
-        chosen = order[:, step - begin]
-        x = inputs.index_select(0, chosen.reshape(-1)).view(len(trials), batch, *inputs.shape[1:])
-        engine.step(x, data.targets[rows, chosen], step)
-
-
-def _minibatches(trials: Sequence[Trial], begin: int, end: int, train_size: int) -> Tensor:
-    """Example indices, shape (trials, end - begin, batch_size); drawn once per distinct order seed."""
-    batch = trials[0].batch_size
-    replacement = trials[0].sampler == "replacement"
-    streams = {
-        seed: examples(seed, begin * batch, end * batch, train_size, replacement=replacement)
-        for seed in {t.order for t in trials}
-    }
-    return torch.from_numpy(np.stack([streams[t.order] for t in trials]).reshape(len(trials), end - begin, batch))
 
 
 def _spans(begin: int, end: int, length: int) -> Iterator[tuple[int, int]]:

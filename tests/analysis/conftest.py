@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from trainables.schema import CURVES, EIGENVALUES, FAILURES, PLAN, PROVENANCE, TRIALS
+from trainables.schema import FAILURES, PLAN, PROVENANCE, TABLES, TRIALS
 from trainables.store import Store, SweepStore, create, parquet_bytes, table
 
 Row = dict[str, Any]
@@ -51,7 +51,7 @@ class StoreBuilder:
         self.sweep(sweep).write_plan(table(planned, PLAN))
 
     def commit(self, pack: str, *rows: Row, attempt: str = "a", sweep: str = "digits") -> bool:
-        """Commits a pack with two curve points and one eigenvalue per trial."""
+        """Commits a pack with two curve points and a row of every other side table per trial."""
         keys = {"pack_id": pack, "attempt": attempt}
         full = [row | keys | {"slot": slot, "engine": "fused"} for slot, row in enumerate(rows)]
         return self.sweep(sweep).commit(pack, attempt, table(full, TRIALS), self._side(rows, keys))
@@ -78,7 +78,10 @@ class StoreBuilder:
         ]
         curves = [point | {"statistic": "test_loss", "value": 2.0 / (1 + point["step"])} for point in at]
         top = [point | {"index": 0, "eigenvalue": 12.5, "residual": 0.01} for point in at if point["step"]]
-        return {"curves": table(curves, CURVES), "eigenvalues": table(top, EIGENVALUES)}
+        nodes = [point | {"probe": 0, "node": 12.5, "weight": 1.0} for point in at if point["step"]]
+        profiles = [point | {"profile": "loss_along_e1", "x": 1.0, "value": 0.5} for point in at if point["step"]]
+        side = {"curves": curves, "eigenvalues": top, "density": nodes, "profiles": profiles}
+        return {name: table(rows, TABLES[name]) for name, rows in side.items()}
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,8 @@ from hypothesis import strategies as st
 
 from analysis.database import COLUMNS, DERIVED, Launch, connect
 from trainables.schema import TRIALS
+from trainables.statistics import COLUMNS as BUILT_IN
+from trainables.statistics import OF_ENDPOINT
 from trainables.store import StoreError
 from trainables.trial import FIELDS, round_lr
 
@@ -31,6 +34,7 @@ CONTRACT_LAST = (
     "lambda_max lambda_max_residual lambda_min hessian_trace hessian_trace_se hessian_frobenius hessian_frobenius_se "
     "gradient_norm gradient_covariance_trace noise_scale stability pack_id attempt seconds device provenance_id"
 )
+LATER = "lambda_min_residual gradient_covariance_trace_se noise_scale_se measure_id slot engine"
 
 
 def rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
@@ -48,7 +52,7 @@ def test_trials_have_the_columns_of_the_contract_in_its_order(build):
     first = CONTRACT_FIRST.split() + CONTRACT_THEN.split()
     others = [field for field in FIELDS if field not in first]
     assert names[: len(first)] == first
-    assert names[len(first) :] == [*others, *CONTRACT_LAST.split(), "measure_id", "slot", "engine"]
+    assert names[len(first) :] == [*others, *CONTRACT_LAST.split(), *LATER.split()]
     assert set(TRIALS.names) <= set(names)
 
 
@@ -75,6 +79,24 @@ def test_derived_columns(build):
     assert rows(connect(build.store), f"SELECT {names} FROM trials") == [(0.0005, 0.25, 0.125, 0.1, 0.0, 0.0)]
 
 
+@pytest.mark.parametrize(
+    ("lr", "lambda_max", "momentum"), [(0.5, 4.0, 0.0), (0.1, 38.0, 0.9), (0.25, 12.0, 0.5), (1.0, 3.9, 0.95)]
+)
+def test_at_stability_1_heavy_ball_stops_converging(build, lr, lambda_max, momentum):
+    build.commit("p", build.measured("t", lr=lr, lambda_max=lambda_max, momentum=momentum))
+    ((stability,),) = rows(connect(build.store), "SELECT stability FROM trials")
+    step = [[1 + momentum - lr * lambda_max, -momentum], [1.0, 0.0]]  # (x, the x before) on lambda_max x^2 / 2
+    radius = abs(np.linalg.eigvals(step)).max()
+    assert (stability > 1 + 1e-9) == (radius > 1 + 1e-6)
+    assert stability == pytest.approx(lr * lambda_max / (2 * (1 + momentum)))
+
+
+@pytest.mark.parametrize("missing", ["lambda_max", "momentum"])
+def test_stability_is_null_where_it_is_not_known(build, missing):
+    build.commit("p", build.measured("t", **{missing: None}))
+    assert rows(connect(build.store), "SELECT stability FROM trials") == [(None,)]
+
+
 @given(
     ratio=st.floats(1e-6, 10, allow_nan=False),
     batch_sizes=st.lists(st.integers(1, 10_000), min_size=2, max_size=5, unique=True),
@@ -98,6 +120,8 @@ def test_side_rows_of_an_attempt_that_was_not_accepted_are_invisible(build):
     assert rows(connection, "SELECT trial_id, attempt FROM trials") == [("t", "first")]
     assert rows(connection, "SELECT trial_id, step, value FROM curves ORDER BY step") == [("t", 0, 2.0), ("t", 9, 0.2)]
     assert rows(connection, "SELECT trial_id, eigenvalue FROM eigenvalues") == [("t", 12.5)]
+    assert rows(connection, "SELECT trial_id, node, weight FROM density") == [("t", 12.5, 1.0)]
+    assert rows(connection, "SELECT trial_id, profile, x, value FROM profiles") == [("t", "loss_along_e1", 1.0, 0.5)]
 
 
 def test_side_rows_of_a_failed_member_are_invisible(build):
@@ -148,6 +172,22 @@ def test_metrics_of_plugins_are_columns_at_the_end(build):
     assert connection.sql("FROM trials").columns[-2:] == ["dead units", "sparsity"]
     found = rows(connection, 'SELECT trial_id, sparsity, "dead units" FROM trials ORDER BY ALL')
     assert found == [("t", None, None), ("u", 0.5, 3.0)]
+
+
+def test_statistics_that_not_every_sweep_measures_are_columns_where_they_were(build):
+    found = {name: 1 + k / 8 for k, name in enumerate(BUILT_IN)}
+    build.commit("p0", build.measured("t", **found, best_test_accuracy=0.875, best_test_epoch=5.0))
+    build.commit("p1", build.measured("u", "plain"), sweep="plain")
+    names = connect(build.store).sql("FROM trials").columns
+    assert len(names) == len(set(names))
+    assert names[: len(COLUMNS["trials"])] == COLUMNS["trials"]
+    assert names[len(COLUMNS["trials"]) :] == sorted({*BUILT_IN, *OF_ENDPOINT} - {*COLUMNS["trials"]})
+    assert connect(build.store, "plain").sql("FROM trials").columns == COLUMNS["trials"]
+    stored = rows(connect(build.store), f"SELECT {', '.join(BUILT_IN)} FROM trials ORDER BY trial_id")
+    assert stored[0] == tuple(found.values())
+    only_in_t = [k for k, name in enumerate(BUILT_IN) if name not in COLUMNS["trials"]]
+    assert only_in_t
+    assert all(stored[1][k] is None for k in only_in_t)
 
 
 def test_a_metric_with_a_taken_name_breaks_nothing(build):

@@ -5,9 +5,11 @@ import pytest
 from planted import bent, grid
 from test_verdict import broken, spoil
 
-from analysis.invariance import invariance, read_trials
+from analysis.database import connect
+from analysis.invariance import invariance, metric_columns, read_trials
 from analysis.report import verdict_text
-from trainables.schema import TRIALS
+from trainables.schema import STATISTICS, TRIALS
+from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.store import Store, table
 from trainables.trial import Trial, trial_id
 
@@ -45,6 +47,38 @@ def test_every_measured_metric_by_default(tmp_path):
     assert [v.metric for v in found] == ["train_loss", "lambda_max", "my_metric"]
     assert [v.margin for v in found] == [0.1, 0.1, None]
     assert "state one" in found[2].note
+
+
+SECONDARY = sorted({*ERROR_COLUMN, *OF_ENDPOINT} - {*STATISTICS})
+
+
+def test_secondary_statistics_are_judged_when_named_or_given_a_margin(tmp_path):
+    trials = grid(bent, seeds=4)
+    for name in [*SECONDARY, *filter(None, map(ERROR_COLUMN.get, SECONDARY))]:
+        trials = trials.append_column(name, trials["lambda_max"])
+
+    def judged(*arguments, sweep="digits"):
+        return [v.metric for v in invariance(tmp_path, sweep, *arguments)]
+
+    stored(tmp_path, trials)
+    assert judged() == ["lambda_max"]
+    assert judged(["dead_fraction", "subspace_overlap"]) == ["dead_fraction", "subspace_overlap"]
+    assert judged(None, {"subspace_overlap": 0.1}) == ["lambda_max", "subspace_overlap"]
+    assert judged(SECONDARY) == SECONDARY
+    stored(tmp_path, trials, "stated", "margins: {residual_cosine: 0.1, lambda_max: 0.2}\n")
+    assert judged(sweep="stated") == ["lambda_max", "residual_cosine"]
+
+
+def test_an_error_is_never_a_metric(tmp_path):
+    errors = {column: name for name, column in ERROR_COLUMN.items() if column}
+    trials = grid(bent, seeds=4)
+    for name in {*errors, *errors.values()} - {*trials.column_names}:
+        trials = trials.append_column(name, trials["lambda_max"])
+    stored(tmp_path, trials)
+    assert not {*errors} & {*metric_columns(connect(tmp_path).sql("FROM trials").columns)}
+    for column in errors:
+        with pytest.raises(ValueError, match=f"unknown metric '{column}'"):
+            invariance(tmp_path, "digits", [column])
 
 
 def test_derived_metrics_can_be_judged(tmp_path):

@@ -188,12 +188,15 @@ def test_any_text_is_answered_or_refused(builder, tmp_path_factory, query):
     ("query", "says"),
     [
         ("SELECT test_acuracy FROM trials", 'Candidate bindings: "test_accuracy"'),
-        ("SELECT * FROM trails", 'Did you mean "trials"?\nTables: trials, curves, eigenvalues, plan, provenance'),
+        (
+            "SELECT * FROM trails",
+            'Did you mean "trials"?\nTables: trials, curves, eigenvalues, density, profiles, plan, provenance',
+        ),
         ("SELECT medain(lr) FROM trials", 'Did you mean "median"'),
         ("SELEC 1", 'syntax error at or near "SELEC"'),
         ("SELECT 1; SELECT 2", "one statement is expected, 2 were given"),
         ("DROP VIEW trials", "DROP is not allowed: queries only read"),
-        ("FROM '/etc/passwd.csv'", "Queries see the tables trials, curves, eigenvalues, plan, provenance and no files"),
+        ("FROM '/etc/passwd.csv'", "Queries see the tables trials, curves, eigenvalues, density, profiles, plan"),
     ],
 )
 def test_a_refusal_says_what_to_do(store, query, says):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from planted import bent, grid, table
 
 from analysis.decision import Outcome
-from analysis.verdict import judge
+from analysis.verdict import error_column, judge
+from trainables.statistics import ERROR_COLUMN
 
 KEYS = [
     *["metric", "scale", "group", "n_trials", "n_diverged", "n_seeds", "n_contrasts", "verdict", "margin"],
@@ -192,6 +193,13 @@ def test_the_solvers_error_bounds_the_spread():
     assert reach[1] == pytest.approx(2.353363 * resolution_sd(only(rough)) / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize(("metric", "column"), [*ERROR_COLUMN.items(), ("mine", "mine_se"), ("mine", "mine_residual")])
+def test_every_error_is_found_beside_its_metric(metric, column):
+    columns = ["lr", metric, column] if column else ["lr", metric]
+    assert error_column(metric, columns) == column
+    assert error_column(metric, ["lr", metric]) is None
+
+
 def resolution_sd(verdict):
     """h / sqrt 6 where h = 0.5 / lambda_max differs by trial: root mean square over both cells and all seeds."""
     cell, trials = verdict.effect_cell, grid(bent, seeds=4, sd=1e-4).to_pylist()
@@ -216,6 +224,8 @@ def accuracies(metric, values, **fields):
     [
         ("train_accuracy", "digits", 1 / 1437),
         ("memorized", "digits", 1 / (0.25 * 1437)),
+        ("recovered", "digits", 1 / (0.25 * 1437)),
+        ("clean_accuracy", "digits", 1 / (0.75 * 1437)),
         ("train_accuracy", '{"name":"teacher","train_size":100}', 0.01),
         ("train_accuracy", "my.data:load", 0.001),
         ("test_accuracy", "digits", 0.001),

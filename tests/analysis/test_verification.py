@@ -7,7 +7,7 @@ import pytest
 from analysis.sql import sql
 from analysis.verification import verify
 from trainables.schema import CURVES, TRIALS
-from trainables.store import Store, SweepStore, table
+from trainables.store import ENDPOINTS, Store, SweepStore, table
 
 
 @pytest.fixture
@@ -16,7 +16,8 @@ def sweep(tmp_path: Path) -> SweepStore:
     for pack in ("p", "q", "r"):
         key = {"sweep": "s", "trial_id": f"t-{pack}", "pack_id": pack, "attempt": "a"}
         rows = table([key | {"status": "finished", "lr": 0.1, "batch_size": 1}], TRIALS)
-        held.commit(pack, "a", rows, {"curves": table([key | {"statistic": "x", "value": 1.0}], CURVES)})
+        curves = table([key | {"statistic": "x", "value": 1.0}], CURVES)
+        held.commit(pack, "a", rows, {"curves": curves, ENDPOINTS: b"some tensors"})
     return held
 
 
@@ -33,6 +34,7 @@ DAMAGE = {
     "missing": lambda path: path.unlink(),
     "foreign": lambda path: path.write_bytes(b"not a table"),
 }
+FILES = ["trials/q.parquet", "curves/q.a.parquet", "endpoints/q.a.safetensors", "sums/q.a.json"]
 
 
 def test_a_sound_store_is_left_alone(tmp_path: Path, sweep: SweepStore) -> None:
@@ -42,7 +44,9 @@ def test_a_sound_store_is_left_alone(tmp_path: Path, sweep: SweepStore) -> None:
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("file", ["trials/q.parquet", "curves/q.a.parquet", "sums/q.a.json"])
+@pytest.mark.parametrize(
+    "file", ["trials/q.parquet", "curves/q.a.parquet", "endpoints/q.a.safetensors", "sums/q.a.json"]
+)
 def test_a_damaged_pack_goes_to_quarantine_whole_and_the_rest_can_be_asked(
     tmp_path: Path, sweep: SweepStore, kind: str, file: str
 ) -> None:

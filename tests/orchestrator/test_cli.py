@@ -81,6 +81,7 @@ def test_help_takes_less_than_half_a_second_of_cpu() -> None:
         "stop",
         "logs",
         "run",
+        "interpolate",
         "sql",
         "invariance",
         "import",
@@ -211,6 +212,8 @@ def test_status_and_invariance_keep_the_contract(launched: Run) -> None:
         (["status", "nothing"], 2, "no sweep 'nothing'"),
         (["logs", "nothing"], 2, "no sweep 'nothing'"),
         (["run", "small", "zzz"], 2, "there is none"),
+        (["interpolate", "small", "small"], 2, "'small': SWEEP/TRIAL_ID is expected"),
+        (["interpolate", "small/a", "small/b", "--points", "1"], 2, "points"),
         (["launch", "none.yaml"], 2, "none.yaml"),
         (["launch", "sweep.yaml", "--store", "s3://bucket/x"], 2, "object stores are not supported yet"),
         (["launch", "sweep.yaml", "--store", "sweep.yaml"], 2, "it is a file"),
@@ -257,6 +260,30 @@ def test_run_shows_one_trial_again(launched: Run) -> None:
     shown = json.loads(launched("run", "small", row["trial_id"], "--format", "json").stdout)
     last = [r["value"] for r in shown if r["statistic"] == "test_loss"][-1]
     assert last == pytest.approx(row["test_loss"], rel=1e-4)
+
+
+def test_interpolate_shows_the_line_between_two_endpoints(isoratio: Run, tmp_path: Path) -> None:
+    kept = SWEEP.replace("measure: {at: []", "measure: {endpoints: true, at: []")
+    (tmp_path / "work" / "sweep.yaml").write_text(kept)
+    assert isoratio("launch", "sweep.yaml", "--executor", "inline").returncode == 0
+    query = "SELECT 'small/' || trial_id AS name, test_loss FROM trials WHERE seed = 0 ORDER BY lr LIMIT 2"
+    a, b = json.loads(isoratio("sql", query, "--format", "json").stdout)
+    options = ("--points", "5", "--from", "-0.5", "--to", "1.5")
+    shown = isoratio("interpolate", a["name"], b["name"][:16], *options, "--format", "json")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    rows = json.loads(shown.stdout)
+    assert [r["alpha"] for r in rows] == [-0.5, 0, 0.5, 1, 1.5]
+    assert [rows[1]["test_loss"], rows[3]["test_loss"]] == pytest.approx([a["test_loss"], b["test_loss"]], rel=1e-4)
+    table = isoratio("interpolate", a["name"], b["name"], *options).stdout
+    assert table.split()[:5] == ["alpha", "train_loss", "train_accuracy", "test_loss", "test_accuracy"]
+
+
+def test_endpoints_that_were_not_kept_are_said(launched: Run) -> None:
+    (row, *_) = json.loads(launched("sql", "SELECT trial_id FROM trials", "--format", "json").stdout)
+    refused = launched("interpolate", f"small/{row['trial_id']}", f"small/{row['trial_id']}")
+    assert refused.returncode == 2
+    assert "set `measure: {endpoints: true}` in its sweep file" in refused.stderr
+    assert refused.stdout == ""
 
 
 def test_rm_asks_first(launched: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.source import read
 from orchestrator.sweepfile import SweepFile, SweepFileError, init, load
+from trainables.settings import GROUPS, At, CriticalSamples, Density, GradientNoise, Hessian, Measure
 
 ROOT = Path(__file__).parents[2]
 
@@ -227,13 +229,13 @@ WRONG_LINES = {
     "where: lr IN (SELECT column0 FROM read_csv('/etc/passwd'))": "6:8: not a condition in SQL: Permission Error",
     "where: arch::INTEGER < 3": "6:8: the condition cannot be evaluated: Conversion Error",
     "where: lr > 1": "6:8: no point is left: the condition holds for none of 1",
-    "measure: {att: [1]}": "6:11: measure: unknown key 'att': allowed are at, hessian, metrics; did you mean 'at'?",
-    "measure: {at: 5}": r"6:15: measure.at: should be a list of epochs, {every: n} or {log: n}",
-    "measure: {at: {evry: 5}}": "6:15: measure.at: should be a list of epochs, .*; did you mean 'every'?",
-    "measure: {at: {every: 5, log: 3}}": "6:15: measure.at: should be a list of epochs, {every: n} or {log: n}",
+    "measure: {att: [1]}": "6:11: measure: unknown key 'att': allowed are at, hessian, .*, metrics; did you mean 'at'?",
+    "measure: {at: 5}": "6:15: measure.at: should be a list of epochs, or a mapping of every, log, early_steps$",
+    "measure: {at: {evry: 5}}": "6:16: measure.at: unknown key 'evry': allowed are every, .*; did you mean 'every'?",
+    "measure: {at: {}}": "6:15: measure.at: at least one of every, log and early_steps is needed",
     "measure: {at: {every: 0}}": "6:23: measure.at.every: 0 should be greater than or equal to 0.001",
     "measure: {at: [1, -2]}": "6:19: measure.at.1: -2 should be greater than or equal to 0",
-    "measure: {hessian: true}": "6:20: measure.hessian: should be a mapping of top, .*, or false",
+    "measure: {hessian: 3}": "6:20: measure.hessian: should be a mapping of at, top, .*, density, or true or false$",
     "measure: {hessian: {tpo: 3}}": "6:21: measure.hessian: unknown key 'tpo': .*; did you mean 'top'?",
     "measure: {hessian: {top: 0}}": "6:26: measure.hessian.top: 0 should be greater than or equal to 1",
     "measure: {metrics: ['no_such_module:m']}": "6:21: measure.metrics: cannot import 'no_such_module'",
@@ -330,7 +332,7 @@ WRONG_TOML = {
     'sampler = ["""\nstream""", "x=[1]"]': "10:12: grid.sampler: 'x=[1]' should be 'stream' or 'replacement'",
     "[[train]]": "9:1: train: [{}] should be a valid mapping",
     '[measure.hessian]\n"top" = 0': "10:9: measure.hessian.top: 0 should be greater than or equal to 1",
-    "[measure]\nhessian.tpo = 3": "10:1: measure.hessian: unknown key 'tpo': allowed are top",
+    "[measure]\nhessian.tpo = 3": "10:1: measure.hessian: unknown key 'tpo': allowed are at, top",
     "[pack]\nmax_trials = 2020-01-01 07:32:00": "10:14: pack.max_trials: datetime.datetime(2020, 1, 1, 7, 32)",
 }
 
@@ -361,8 +363,6 @@ values = st.recursive(
 
 
 def _toml(value: object) -> str:
-    import json
-
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
@@ -388,6 +388,91 @@ def test_toml_values_have_their_place(tmp_path_factory: pytest.TempPathFactory, 
     assert source.data == data
     for key, value in data.items():
         check((key,), value)
+
+
+WRONG_AT = [
+    (5, ": should be a list of epochs, or a mapping of every, log, early_steps"),
+    (True, ": should be a list of epochs, or a mapping of every, log, early_steps"),
+    ({"evry": 5}, ": unknown key 'evry': allowed are every, log, early_steps; did you mean 'every'?"),
+    ({"every": 5, "lgo": 2}, ": unknown key 'lgo': allowed are every, log, early_steps; did you mean 'log'?"),
+    ({"every": 2, "log": 41}, ".log: 41 should be less than or equal to 40"),
+    ({"early_steps": 0}, ".early_steps: 0 should be greater than or equal to 1"),
+    ({}, ": at least one of every, log and early_steps is needed"),
+    ([1, "x"], ".1: 'x' should be a valid number, unable to parse string as a number"),
+    ([{"every": 2}], ".0: {'every': 2} should be a valid number"),
+]
+
+WRONG_GROUPS = [
+    ("hessian.density", 4, ": should be a mapping of probes, steps, z, or true or false"),
+    ("hessian.density", [4], ": should be a mapping of probes, steps, z, or true or false"),
+    ("hessian.density", {"probs": 4}, ": unknown key 'probs': allowed are probes, steps, z; did you mean 'probes'?"),
+    ("hessian.density", {"probes": 0}, ".probes: 0 should be greater than or equal to 1"),
+    ("hessian.density", {"steps": 1}, ".steps: 1 should be greater than or equal to 2"),
+    ("hessian.density", {"z": 0}, ".z: 0 should be greater than 0"),
+    ("hessian.sgd_steps", -1, ": -1 should be greater than or equal to 0"),
+    ("hessian.bottom", 101, ": 101 should be less than or equal to 100"),
+    ("gradient_noise", 3, ": should be a mapping of at, lambda_max, probes, or true or false"),
+    ("gradient_noise.lambda_max", 3, ": 3 should be a valid boolean, unable to interpret input"),
+    ("gradient_noise.porbes", 3, "unknown key 'porbes': allowed are at, lambda_max, probes; did you mean 'probes'?"),
+    ("critical_samples", "yes", ": should be a mapping of at, examples, radius, step, noise, iterations, or true or"),
+    ("critical_samples.radius", 0, ": 0 should be greater than 0"),
+    ("critical_samples.raduis", 1, "unknown key 'raduis': allowed are at, examples, radius, .*; did you mean 'radius'"),
+    ("endpoints", "all", ": 'all' should be a valid boolean, unable to interpret input"),
+]
+
+
+def _measure_problems(folder: Path, setting: str, value: object) -> list[str]:
+    """What is said of a setting, without line and column: the same in YAML and in TOML."""
+    for key in reversed(setting.split(".")):
+        value = {key: value}
+    yaml = _problems(folder, f"{RIGHT}measure: {json.dumps(value)}\n")
+    toml = 'name = "s"\ndataset = "digits"\ngrid = {lr = [0.1], batch_size = [8]}\n'
+    toml = _problems(folder, f"{toml}measure = {_toml(value)}\n", "s.toml")
+    assert all(problem.startswith("6:") for problem in yaml)
+    words = [[p.split(": ", 1)[1] for p in problems] for problems in (yaml, toml)]
+    assert words[0] == words[1]
+    return words[0]
+
+
+@pytest.mark.parametrize(("at", "says"), WRONG_AT)
+@pytest.mark.parametrize("setting", ["at", *(f"{group}.at" for group in GROUPS)])
+def test_a_wrong_moment_is_one_problem_wherever_it_stands(tmp_path: Path, setting: str, at: object, says: str) -> None:
+    assert _measure_problems(tmp_path, setting, at) == [f"measure.{setting}{says}"]
+
+
+@pytest.mark.parametrize(("setting", "value", "says"), WRONG_GROUPS)
+def test_a_wrong_setting_of_a_group_is_one_problem(tmp_path: Path, setting: str, value: object, says: str) -> None:
+    (problem,) = _measure_problems(tmp_path, setting, value)
+    place = setting if says.startswith((":", ".")) else f"{setting.rpartition('.')[0]}: "
+    assert re.match(re.escape(f"measure.{place}") + says.replace("?", r"\?"), problem), problem
+
+
+def test_several_wrong_settings_of_a_group_are_several_problems(tmp_path: Path) -> None:
+    group = {"at": {"every": 0, "log": 0}, "top": 0, "density": {"steps": 1, "z": 2, "probs": 1}}
+    problems = _measure_problems(tmp_path, "hessian", group)
+    assert [p.split(":")[0] for p in problems] == [
+        "measure.hessian.at.every",
+        "measure.hessian.at.log",
+        "measure.hessian.top",
+        "measure.hessian.density.steps",
+        "measure.hessian.density",
+    ]
+
+
+def test_a_group_may_be_on_or_off_or_have_settings(tmp_path: Path) -> None:
+    def measure(text: str) -> Measure:
+        return _load(tmp_path, f"{RIGHT}measure: {text}\n").measure
+
+    assert measure("{hessian: true, gradient_noise: true, critical_samples: false}") == measure("{}") == Measure()
+    assert measure("{critical_samples: true}").critical_samples == CriticalSamples()
+    assert measure("{hessian: {density: true}}").hessian == Hessian(density=Density())
+    assert measure("{hessian: {density: {steps: 7}}}").hessian == Hessian(density=Density(steps=7))
+    off = measure("{hessian: false, gradient_noise: false}")
+    assert (off.hessian, off.gradient_noise, off.critical_samples) == (False, False, False)
+    assert measure("{at: {every: 5, log: 3}}").at == At(every=5, log=3)
+    own = measure("{at: [1], hessian: {at: {early_steps: 64}}, gradient_noise: {at: [2, 4]}}")
+    assert own.hessian == Hessian(at=At(early_steps=64))
+    assert own.gradient_noise == GradientNoise(at=[2, 4])
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:

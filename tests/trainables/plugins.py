@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables import Dataset, Probe
+from trainables.architectures import Residual
 
 
 def convnet(input_shape: tuple[int, ...], num_classes: int, channels: int = 2) -> nn.Module:
@@ -126,3 +127,51 @@ def gradient_norm_of_probe(probe: Probe) -> dict[str, float]:
 
 def bad_name(probe: Probe) -> dict[str, float]:
     return {"Ratio": 1.0}
+
+
+class Twice(nn.Module):
+    """One activation module, used twice, the second time in place of its input."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(inputs, 6), nn.Linear(6, 5), nn.Linear(5, outputs)
+        self.activation = nn.ELU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.activation(self.second(self.activation(self.first(x)))))
+
+
+def twice(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return Twice(input_shape[0], num_classes)
+
+
+def masked_tanh(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return nn.Sequential(Masked(input_shape[0], 7), nn.Tanh(), nn.Linear(7, num_classes))
+
+
+def linear_residual(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    n = input_shape[0]
+    return nn.Sequential(
+        Residual(nn.Linear(n, n, bias=False)),
+        Residual(nn.Linear(n, n, bias=False)),
+        nn.Linear(n, num_classes, bias=False),
+    )
+
+
+def residual(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Blocks after a stem: one that changes the shape, two plain ones of which one comes twice, one with a shortcut."""
+    branch = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 5))
+    shared = Residual(nn.Sequential(nn.Linear(5, 5), nn.ReLU()))
+    return nn.Sequential(
+        nn.Linear(input_shape[0], 7),
+        Residual(nn.Linear(7, 5), nn.Linear(7, 5)),
+        shared,
+        Residual(branch, nn.Linear(5, 5)),
+        shared,
+        nn.Linear(5, num_classes),
+    )
+
+
+def one_class(root: Path) -> Dataset:
+    x, y = torch.linspace(-1, 1, 12, dtype=torch.float64)[:, None], torch.zeros(12, dtype=torch.int64)
+    return Dataset(x[:8], y[:8], x[8:], y[8:], num_classes=1)

@@ -61,12 +61,12 @@ def test_curvature_matches_the_dense_hessian_of_the_trained_net(engine: str) -> 
 
 def trained_hessian(member) -> np.ndarray:
     """The Hessian of the endpoint by plain autograd, weight decay excluded."""
-    from trainables.training import _advance
+    from trainables.stepping import advance
 
     dataset = load_dataset(member.dataset)
     engine = engine_for([member], dataset, "loop")
     data = PackData.of(dataset, [member], 1, torch.float64, torch.device("cpu"))
-    _advance(engine, data, [member], 0, 12)
+    advance(engine, data, [member], 0, 12)
     net, targets = engine.module, data.targets[0]
     names = [n for n, _ in net.named_parameters()]
     sizes = [p.numel() for p in net.parameters()]

@@ -13,27 +13,29 @@ import pytest
 
 from trainables import store as module
 from trainables.schema import CURVES, FORMAT, TRIALS
-from trainables.store import Store, StoreError, SweepStore, create, table
+from trainables.store import ENDPOINTS, Store, StoreError, SweepStore, create, table
 
 
 def rows(trial_id: str, **more: object) -> pa.Table:
     return table([{"sweep": "s", "trial_id": trial_id, **more}], TRIALS)
 
 
-def side(attempt: str) -> dict[str, pa.Table]:
-    return {"curves": table([{"sweep": "s", "attempt": attempt}], CURVES)}
+def side(attempt: str) -> dict[str, pa.Table | bytes]:
+    return {"curves": table([{"sweep": "s", "attempt": attempt}], CURVES), ENDPOINTS: attempt.encode()}
 
 
 def files(sweep: SweepStore) -> set[str]:
     return {str(p.relative_to(sweep.path)) for p in sweep.path.rglob("*") if p.is_file()}
 
 
-def test_a_commit_leaves_rows_side_tables_and_their_sums(tmp_path: Path) -> None:
+def test_a_commit_leaves_rows_what_goes_with_them_and_their_sums(tmp_path: Path) -> None:
     sweep = Store(tmp_path).sweep("s")
     assert sweep.commit("p", "a", rows("t"), side("a"))
-    assert files(sweep) == {"trials/p.parquet", "curves/p.a.parquet", "sums/p.a.json"}
+    written = {"trials/p.parquet", "curves/p.a.parquet", "endpoints/p.a.safetensors"}
+    assert files(sweep) == {*written, "sums/p.a.json"}
     sums = json.loads((sweep.path / "sums/p.a.json").read_text())
-    for name in ("trials/p.parquet", "curves/p.a.parquet"):
+    assert sums.keys() == written
+    for name in written:
         data = (sweep.path / name).read_bytes()
         assert sums[name] == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     assert pq.read_schema(sweep.path / "trials/p.parquet").metadata[b"isoratio_format"] == str(FORMAT).encode()
@@ -55,10 +57,12 @@ def test_of_many_concurrent_commits_one_wins(tmp_path: Path) -> None:
         won = list(pool.map(lambda i: sweep.commit("p", f"a{i}", rows(f"t{i}"), side(f"a{i}")), range(16)))
     assert sum(won) == 1
     winner = won.index(True)
-    assert files(sweep) == {"trials/p.parquet", f"curves/p.a{winner}.parquet", f"sums/p.a{winner}.json"}
+    side_files = {f"curves/p.a{winner}.parquet", f"endpoints/p.a{winner}.safetensors"}
+    assert files(sweep) == {"trials/p.parquet", *side_files, f"sums/p.a{winner}.json"}
+    assert (sweep.path / f"endpoints/p.a{winner}.safetensors").read_bytes() == f"a{winner}".encode()
 
 
-@pytest.mark.parametrize("step", range(1, 4))
+@pytest.mark.parametrize("step", range(1, 5))
 def test_a_failure_at_any_step_leaves_nothing_visible_and_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:

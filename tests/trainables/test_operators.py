@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainables.datasets import load_dataset
 from trainables.engines import Engine
-from trainables.hessian import Hessian, gradient_and_outputs
+from trainables.operators import Hessian, gradient_and_outputs
 
 ENGINES = ["fused", "vmap", "loop"]
 TIGHT = {"rtol": 1e-8, "atol": 1e-12}

@@ -1,0 +1,108 @@
+"""Nets for the benchmarks of curvature, and how contestants are timed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables.datasets import load_dataset
+from trainables.engines import ENGINES, Engine, Hyperparameters, Tensors, build, choose_engine, load_loss
+from trainables.streams import examples
+from trainables.trial import Trial
+
+EXAMPLES = 512
+NETS = {"mlp": "mlp", "cnn": "cases:cnn"}
+
+here = str(Path(__file__).parent)
+if here not in sys.path:
+    sys.path.insert(0, here)
+
+
+def cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Two convolutions and two dense layers on 8 x 8 images."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, num_classes)),
+    )
+
+
+@dataclass(frozen=True)
+class Nets:
+    """Trials at one moment, and the examples on which their curvature is measured.
+
+    Attributes:
+        parameters: stacked, each of shape (trials, ...).
+        targets: per trial, shape (trials, examples).
+    """
+
+    engine: Engine
+    trials: Sequence[Trial]
+    parameters: Tensors
+    buffers: Tensors
+    inputs: Tensor
+    targets: Tensor
+
+    def take(self, part: slice) -> Nets:
+        parameters, buffers = ({k: v[part] for k, v in t.items()} for t in (self.parameters, self.buffers))
+        return Nets(self.engine, self.trials[part], parameters, buffers, self.inputs, self.targets[part])
+
+    def module(self, i: int) -> nn.Module:
+        """One trial as a plain module."""
+        module = build(self.trials[i], (64,), 10).to(self.inputs)
+        module.load_state_dict({k: v[i] for k, v in self.parameters.items()})
+        return module.eval()
+
+
+def nets(name: str, trials: int, epochs: int, device: torch.device) -> Nets:
+    """Trials of different seeds on digits, after so many epochs of SGD (lr 0.05, batch 32)."""
+    data = load_dataset("digits")
+    x, y = data.train_inputs.float().to(device), data.train_targets.to(device)
+    every = [Trial(arch=NETS[name], dataset="digits", lr=0.05, batch_size=32, seed=s) for s in range(trials)]
+    modules = [build(t, (64,), 10).to(device) for t in every]
+    engine = ENGINES[choose_engine(every[0])](modules, load_loss("cross_entropy"), Hyperparameters.of(every, x[0]))
+    order = np.stack([examples(t.seed, 0, epochs * len(x), len(x), replacement=False) for t in every])
+    for step, chosen in enumerate(torch.from_numpy(order).to(device).split(32, 1)):
+        engine.step(x[chosen], y[chosen], step)
+    parameters, buffers = engine.state()
+    kept = {k: v.detach().clone() for k, v in parameters.items()}
+    return Nets(engine, every, kept, buffers, x[:EXAMPLES], y[:EXAMPLES].expand(trials, -1))
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def medians(contestants: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each, after one call to warm up; contestants take turns."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for function in contestants.values():
+        function()
+    for _ in range(repeats):
+        for name, function in contestants.items():
+            times[name].append(seconds(function, device))
+    return {name: median(t) for name, t in times.items()}
+
+
+def prepare(threads: int) -> dict[str, object]:
+    """The same threads and treatment of denormal numbers for all; returns what the figures depend on."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    return {"cores": len(os.sched_getaffinity(0)), "threads": threads, "torch": torch.__version__}

@@ -1,0 +1,253 @@
+"""Matrices of stacked trials that are known only by their products with stacked vectors.
+
+The Hessian H, the Gauss-Newton matrix G and the covariance C of the per-example gradients, each of the mean loss over
+fixed examples, in evaluation mode, weight decay excluded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from trainables.engines import Engine, Tensors
+
+GRAPH_BYTES = 2**30
+"""What the graphs of one trial group may hold; together with the net it fixes how examples are chunked."""
+
+VECTOR_BYTES = 2**31
+"""What the Lanczos basis and other stored vectors of one trial group may hold."""
+
+MAX_CHUNK = 2048
+"""Most examples in one forward pass; fixed, since sums depend on it in the last bits."""
+
+MAX_GROUP = 16
+"""Trials whose products are formed together: more no longer helps, and the vectors leave the caches."""
+
+
+class Operator(ABC):
+    """A symmetric matrix for every trial.
+
+    Where the examples fit one graph it is recorded once and every product passes through it; else they are chunked,
+    each chunk weighted by its share, and graphs are recorded anew for each product.
+
+    Args:
+        engine: whose net and loss.
+        parameters: stacked, each of shape (trials, ...).
+        buffers: likewise.
+        inputs: shared by all trials, shape (n, ...).
+        targets: per trial, shape (trials, n[, outputs]).
+        chunk: most examples in one graph.
+
+    Attributes:
+        shape: (trials, number of parameters).
+    """
+
+    def __init__(
+        self, engine: Engine, parameters: Tensors, buffers: Tensors, inputs: Tensor, targets: Tensor, chunk: int
+    ) -> None:
+        self.engine = engine
+        self.parameters = {k: v.detach().clone().requires_grad_() for k, v in parameters.items()}
+        self.buffers = buffers
+        self.inputs, self.targets, self.chunk = inputs, targets, chunk
+        self.shape = (targets.shape[0], sum(v[0].numel() for v in parameters.values()))
+        self._values = list(self.parameters.values())
+        self._recorded = self._record(slice(None)) if len(inputs) <= chunk else None
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """The product for every trial; vectors and result of shape (trials, parameters)."""
+        product = torch.zeros_like(vectors)
+        pieces = self._unflatten(vectors)
+        for graph in self._graphs():
+            product += _flatten(self._multiply(graph, pieces, keep=self._recorded is not None))
+        return product
+
+    def gradient(self) -> Tensor:
+        """Gradient of the mean loss, shape (trials, parameters)."""
+        arguments = (self.parameters, self.buffers, self.inputs, self.targets, self.chunk)
+        return gradient_and_outputs(self.engine, *arguments)[0]
+
+    def take(self, part: list[int]) -> Self:
+        """The same for some of the trials."""
+        parameters, buffers = ({k: v[part] for k, v in t.items()} for t in (self.parameters, self.buffers))
+        return type(self)(self.engine, parameters, buffers, self.inputs, self.targets[part], self.chunk)
+
+    @abstractmethod
+    def _record(self, part: slice) -> Any:
+        """The graph of some examples' share of the mean loss."""
+
+    @abstractmethod
+    def _multiply(self, graph: Any, vectors: list[Tensor], *, keep: bool) -> tuple[Tensor, ...]:
+        """Their share of the product, by parameter."""
+
+    def _outputs(self, part: slice) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            return self.engine.outputs(self.parameters, self.buffers, self.inputs[part])
+
+    def _graphs(self) -> Iterator[Any]:
+        if self._recorded is not None:
+            yield self._recorded
+            return
+        for start in range(0, len(self.inputs), self.chunk):
+            yield self._record(slice(start, start + self.chunk))
+
+    def _unflatten(self, vectors: Tensor) -> list[Tensor]:
+        pieces = vectors.split([v[0].numel() for v in self._values], 1)
+        return [piece.view_as(value) for piece, value in zip(pieces, self._values, strict=True)]
+
+
+class Hessian(Operator):
+    """H of the mean loss.
+
+    A product is one backward pass through the graph of the gradient (Pearlmutter 1994): reverse over reverse. With the
+    graph kept it costs what forward over reverse costs, without the forward pass; benchmarks/products.py has both.
+    """
+
+    def _record(self, part: slice) -> tuple[Tensor, ...]:
+        loss = self.engine.losses(self._outputs(part), self.targets[:, part]).sum() / len(self.inputs)
+        return torch.autograd.grad(loss, self._values, create_graph=True, materialize_grads=True)
+
+    def _multiply(self, graph: tuple[Tensor, ...], vectors: list[Tensor], *, keep: bool) -> tuple[Tensor, ...]:
+        # a parameter in which the loss is at most linear has no graph of its gradient, and a zero block
+        tracked = [(g, v) for g, v in zip(graph, vectors, strict=True) if g.requires_grad]
+        if not tracked:
+            return tuple(torch.zeros_like(v) for v in vectors)
+        return torch.autograd.grad(
+            [g for g, _ in tracked],
+            self._values,
+            [v for _, v in tracked],
+            retain_graph=keep,
+            materialize_grads=True,
+        )
+
+
+class _Factored(Operator):
+    """A'MA, where A is the Jacobian of some function of the parameters and M is block-diagonal over examples.
+
+    A v is the derivative, in u, of the vector-Jacobian product A'u, which is linear in u: no forward mode is needed.
+    """
+
+    def _record(self, part: slice) -> tuple[Tensor, Tensor, tuple[Tensor, ...], slice]:
+        values = self._function(part)
+        cotangent = torch.zeros_like(values, requires_grad=True)
+        transposed = torch.autograd.grad(values, self._values, cotangent, create_graph=True, materialize_grads=True)
+        return values, cotangent, transposed, part
+
+    def _multiply(self, graph: Any, vectors: list[Tensor], *, keep: bool) -> tuple[Tensor, ...]:
+        values, cotangent, transposed, part = graph
+        tracked = [(g, v) for g, v in zip(transposed, vectors, strict=True) if g.requires_grad]
+        (tangent,) = torch.autograd.grad(
+            [g for g, _ in tracked], [cotangent], [v for _, v in tracked], retain_graph=True
+        )
+        middle = self._middle(values, tangent, vectors, part) / len(self.inputs)
+        return torch.autograd.grad(values, self._values, middle, retain_graph=keep, materialize_grads=True)
+
+    @abstractmethod
+    def _function(self, part: slice) -> Tensor:
+        """Whose Jacobian A is; shape (trials, examples, ...)."""
+
+    @abstractmethod
+    def _middle(self, values: Tensor, tangent: Tensor, vectors: list[Tensor], part: slice) -> Tensor:
+        """M A v, of the shape of the values."""
+
+
+class GaussNewton(_Factored):
+    """G = mean of J' (Hessian of the loss in the outputs) J, with J the Jacobian of an example's outputs.
+
+    Source:
+        Schraudolph 2002.
+    """
+
+    def _function(self, part: slice) -> Tensor:
+        return self._outputs(part)
+
+    def _middle(self, values: Tensor, tangent: Tensor, vectors: list[Tensor], part: slice) -> Tensor:
+        with torch.enable_grad():
+            outputs = values.detach().requires_grad_()
+            losses = self.engine.losses(outputs, self.targets[:, part])
+            (first,) = torch.autograd.grad(losses.sum(), outputs, create_graph=True)
+        if not first.requires_grad:
+            return torch.zeros_like(tangent)
+        return torch.autograd.grad(first, outputs, tangent, materialize_grads=True)[0]
+
+
+class GradientCovariance(_Factored):
+    """C = mean of (g_i - g)(g_i - g)' over the examples, with g_i an example's gradient and g their mean."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._mean = self._unflatten(self.gradient())
+
+    def _function(self, part: slice) -> Tensor:
+        return self.engine.losses(self._outputs(part), self.targets[:, part])
+
+    def _middle(self, values: Tensor, tangent: Tensor, vectors: list[Tensor], part: slice) -> Tensor:
+        pairs = zip(self._mean, vectors, strict=True)
+        return tangent - sum((m * v).flatten(1).sum(1) for m, v in pairs)[:, None]  # type: ignore[index]
+
+
+def graph_bytes(engine: Engine, inputs: Tensor) -> int:
+    """Memory that the graph of a gradient takes per trial and example, counted from the outputs of all modules."""
+    counted = 0
+
+    def count(module: object, arguments: object, output: object) -> None:
+        nonlocal counted
+        if isinstance(output, Tensor):
+            counted += output.numel()
+
+    handles = [m.register_forward_hook(count) for m in engine.module.modules()]
+    try:
+        with torch.no_grad():
+            engine.module.eval()(inputs[:1].to(next(engine.module.parameters())))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return 6 * counted * inputs.element_size()  # forward, backward, and what the second backward keeps of both
+
+
+def chunk_and_group(engine: Engine, inputs: Tensor, vectors: int) -> tuple[int, int]:
+    """Examples per graph and trials per group: a fixed rule, so that numbers depend on the net alone.
+
+    Args:
+        engine: whose net.
+        inputs: the training set, shape (N, ...).
+        vectors: how many vectors of the size of the parameters are kept for each trial.
+    """
+    per_example = max(1, graph_bytes(engine, inputs))
+    chunk = max(1, min(MAX_CHUNK, GRAPH_BYTES // per_example))
+    if _is_faster_alone(engine.module, inputs.device):
+        return chunk, 1
+    parameters = sum(p.numel() for p in engine.module.parameters())
+    fitting = min(
+        GRAPH_BYTES // (per_example * min(chunk, len(inputs))),
+        VECTOR_BYTES // (parameters * inputs.element_size() * max(1, vectors)),
+    )
+    return chunk, max(1, min(MAX_GROUP, fitting))
+
+
+def _is_faster_alone(module: nn.Module, device: torch.device) -> bool:
+    """Convolutions with stacked weights are grouped convolutions, which CPUs do slowly; see benchmarks/products.py."""
+    return device.type == "cpu" and any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in module.modules())
+
+
+def gradient_and_outputs(
+    engine: Engine, parameters: Tensors, buffers: Tensors, inputs: Tensor, targets: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the mean loss, shape (trials, parameters), and outputs, (trials, n, outputs), in one pass."""
+    tracked = {k: v.detach().clone().requires_grad_() for k, v in parameters.items()}
+    outputs, gradient = [], []
+    for start in range(0, len(inputs), chunk):
+        part = slice(start, start + chunk)
+        outputs.append(engine.outputs(tracked, buffers, inputs[part]))
+        loss = engine.losses(outputs[-1], targets[:, part]).sum() / len(inputs)
+        gradient.append(_flatten(torch.autograd.grad(loss, list(tracked.values()), materialize_grads=True)))
+        outputs[-1] = outputs[-1].detach()
+    return torch.stack(gradient).sum(0), torch.cat(outputs, 1)
+
+
+def _flatten(tensors: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([t.reshape(t.shape[0], -1) for t in tensors], 1)

@@ -1,0 +1,83 @@
+"""How far each example's gradient lies from their mean."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from trainables.engines import Engine, FusedEngine, Tensors
+
+GRADIENT_BYTES = 2**28
+"""What the gradients of single examples may hold at a time."""
+
+
+def squared_deviations(
+    engine: Engine, parameters: Tensors, buffers: Tensors, inputs: Tensor, targets: Tensor, mean: Tensors
+) -> Tensor:
+    """||g_i - g||^2 for the loss gradient g_i of every example, in evaluation mode.
+
+    Args:
+        engine: whose net and loss.
+        parameters: stacked, each of shape (trials, ...).
+        buffers: likewise.
+        inputs: shared by all trials, shape (n, ...).
+        targets: per trial, shape (trials, n[, outputs]).
+        mean: g, by parameter, stacked.
+
+    Returns:
+        shape (trials, n), float64.
+    """
+    size = sum(v[0].numel() * v.element_size() for v in parameters.values())
+    if isinstance(engine, FusedEngine):
+        return _dense(engine, parameters, inputs, targets, mean)
+    chunk = max(1, GRADIENT_BYTES // size)
+    return torch.stack(
+        [
+            torch.cat([_alone(engine, trial, x, y) for x, y in zip(inputs.split(chunk), of.split(chunk), strict=True)])
+            for of, trial in zip(targets, _members(parameters, buffers, mean), strict=True)
+        ]
+    )
+
+
+def _dense(engine: FusedEngine, parameters: Tensors, inputs: Tensor, targets: Tensor, mean: Tensors) -> Tensor:
+    """Of a layer the gradient is delta h', so with its mean M it is ||delta||^2 ||h||^2 - 2 delta'Mh + ||M||^2."""
+    hidden: list[Tensor] = [inputs.flatten(1).expand(len(targets), -1, -1)]
+    outputs: list[Tensor] = []
+    for weight, bias in engine.layers:
+        if outputs:
+            hidden.append(engine.activation(outputs[-1]))
+        w, b = parameters[weight].detach(), parameters[bias].detach()
+        outputs.append(torch.baddbmm(b[:, None], hidden[-1], w.transpose(1, 2)))
+        if len(outputs) == 1:
+            outputs[0].requires_grad_()
+    deltas = torch.autograd.grad(engine.losses(outputs[-1], targets).sum(), outputs)
+    total = torch.zeros(targets.shape[:2], dtype=torch.float64, device=inputs.device)
+    for (weight, bias), delta, h in zip(engine.layers, deltas, hidden, strict=True):
+        along = torch.baddbmm(mean[bias][:, None], h, mean[weight].transpose(1, 2))
+        d = delta.double()
+        constant = torch.cat([mean[name].double().flatten(1) for name in (weight, bias)], 1).square().sum(1)
+        total += d.square().sum(2) * (1 + h.double().square().sum(2)) - 2 * (d * along).sum(2) + constant[:, None]
+    return total.clamp(min=0).detach()
+
+
+def _members(parameters: Tensors, buffers: Tensors, mean: Tensors) -> list[tuple[Tensors, Tensors, Tensors]]:
+    trials = len(next(iter(parameters.values())))
+    return [tuple({k: v[i] for k, v in t.items()} for t in (parameters, buffers, mean)) for i in range(trials)]  # type: ignore[misc]
+
+
+def _alone(engine: Engine, trial: tuple[Tensors, Tensors, Tensors], inputs: Tensor, targets: Tensor) -> Tensor:
+    """Of one trial, by the gradients themselves; shape (n,)."""
+    parameters, buffers, mean = trial
+    module, own = engine.member(buffers)
+
+    def loss(values: Tensors, x: Tensor, y: Tensor) -> Tensor:
+        return engine.losses(functional_call(module, (values, own), (x[None],))[None], y[None, None]).sum()
+
+    try:
+        gradients = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, inputs, targets)
+    except (RuntimeError, ValueError):  # a module that vmap cannot take: one example after the other
+        each = [grad(loss)(parameters, x, y) for x, y in zip(inputs, targets, strict=True)]
+        gradients = {k: torch.stack([g[k] for g in each]) for k in parameters}
+    squares = [(g - mean[k]).flatten(1).double().square().sum(1) for k, g in gradients.items()]
+    return torch.stack(squares).sum(0).detach()
