@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -106,3 +107,10 @@ def prepare(threads: int) -> dict[str, object]:
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     return {"cores": len(os.sched_getaffinity(0)), "threads": threads, "torch": torch.__version__}
+
+
+def save(name: str, figures: dict[str, object]) -> None:
+    """Keeps the figures in benchmarks/results."""
+    results = Path(here) / "results"
+    results.mkdir(exist_ok=True)
+    (results / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")

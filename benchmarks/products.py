@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
-from cases import EXAMPLES, Nets, medians, nets, prepare
+from cases import EXAMPLES, Nets, medians, nets, prepare, save
 from torch import Tensor
 from torch.func import functional_call, grad, jvp, linearize
 
@@ -80,9 +80,22 @@ def directions(at: Tensors) -> Tensors:
     return {k: torch.randn_like(v) for k, v in at.items()}
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without what the profiler writes on stderr whenever it starts and stops."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 def peak_bytes(function: Callable[[], object]) -> int:
     """Most memory that tensors made in a call take at one time."""
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with silent(), torch.profiler.profile(profile_memory=True) as profile:
         function()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
@@ -101,14 +114,18 @@ def ways(of: Nets, repeats: int) -> dict[str, dict[str, float]]:
         for name, (make, keep) in WAYS.items():
             product = make(loss, at, keep=keep)
             found[prefix + name] = lambda product=product, v=v: product(v)
-            memory[prefix + name] = peak_bytes(lambda make=make, loss=loss, at=at, keep=keep, v=v: make(loss, at, keep=keep)(v))
+            memory[prefix + name] = peak_bytes(
+                lambda make=make, loss=loss, at=at, keep=keep, v=v: make(loss, at, keep=keep)(v)
+            )
     check_agreement({name: call() for name, call in found.items()})
     times = medians(found, repeats, CPU)
     return {n: {"ms": round(1e3 * times[n] / trials, 3), "mb": round(memory[n] / trials / 1e6, 1)} for n in found}
 
 
 def check_agreement(products: dict[str, Any]) -> None:
-    flat = {n: torch.cat([t.reshape(-1) for t in (p.values() if isinstance(p, dict) else p)]) for n, p in products.items()}
+    flat = {
+        n: torch.cat([t.reshape(-1) for t in (p.values() if isinstance(p, dict) else p)]) for n, p in products.items()
+    }
     first = next(iter(flat.values()))
     for name, other in flat.items():
         assert (other - first).norm() <= 1e-4 * first.norm(), name
@@ -175,7 +192,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer trials and repeats")
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
     options = parser.parse_args()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler says on stderr whenever it starts and stops
     figures: dict[str, Any] = prepare(options.threads)
     counts = (1, 4) if options.quick else TRIALS
     for name in ("mlp", "cnn"):
@@ -190,9 +206,7 @@ def main() -> None:
                 row["limit"] = against_products_alone(of, convolution_products(), repeats)
             print(f"{name}_{trials}", json.dumps(row), flush=True)
     if options.save:
-        results = Path(__file__).parent / "results"
-        results.mkdir(exist_ok=True)
-        (results / "products.json").write_text(json.dumps(figures, indent=1) + "\n")
+        save("products", figures)
 
 
 if __name__ == "__main__":

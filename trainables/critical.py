@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from trainables.findings import Value
+from trainables.functional import functional_call
 from trainables.settings import CriticalSamples
 from trainables.streams import Purpose, normals, words
 from trainables.study import Study
@@ -22,9 +22,9 @@ def critical_samples(study: Study, wanted: CriticalSamples) -> Iterator[Value]:
     """Fraction of the test examples near which the search finds a point that the net gives another class.
 
     An example x is critical where the predicted class, right or wrong, changes within the box |x' - x| <= radius. From
-    x' = x the search repeats ``x' <- x' + radius * (step * sign(g) + noise * eta)``, clipped to the box, until the class
-    changes: g is the gradient at x' of the cross-entropy on the class predicted at x, eta is standard normal. Where it
-    finds nothing there may be something all the same: the ratio is a lower bound.
+    x' = x the search repeats ``x' <- x' + radius * (step * sign(g) + noise * eta)``, clipped to the box, until the
+    class changes: g is the gradient at x' of the cross-entropy on the class predicted at x, eta is standard normal.
+    Where it finds nothing there may be something all the same: the ratio is a lower bound.
 
     The examples are the first `examples` of a fixed permutation of the test set; eta depends on seed and epoch, so that
     trials of a seed share it. The error is the standard error of what this search would find on the whole test set: 0

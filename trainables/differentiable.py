@@ -7,12 +7,19 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from trainables.engines import Tensors
 from trainables.operators import Hessian, gradient_and_outputs
 from trainables.streams import Purpose
 from trainables.study import Study
 
 EXAMPLES = 64
-"""Curvature examples that the checks look at."""
+"""Most curvature examples that the checks look at."""
+
+AWAY = 1e-2
+"""How far from the parameters, relative to their size: layers that start at zero hide nothing there."""
+
+STEPS = (1e-9, 3e-9)
+"""Of the difference quotients, likewise: large against rounding in float64, and most often too small to meet a kink."""
 
 
 class CurvatureError(ValueError):
@@ -23,70 +30,93 @@ def check(study: Study) -> None:
     """Refuses nets and losses of which a Hessian product would be a wrong number.
 
     Raises:
-        CurvatureError: outputs are random in evaluation mode (dropout or noise that stays active); the output for an
-            example depends on the others in its batch (BatchNorm without running statistics); second derivatives are
+        CurvatureError: outputs or losses are random in evaluation mode (dropout or noise that stays active); those of
+            an example depend on the others in its batch (BatchNorm without running statistics); second derivatives are
             missing; or they are not those of the loss (a backward pass of one's own that is not differentiable).
     """
-    group = study.group
-    inputs, targets = study.inputs[:EXAMPLES], study.targets[:, :EXAMPLES]
-    halves = [half for half in inputs.tensor_split(2) if len(half)]
-    with torch.no_grad():
-        first, again, *apart = (
-            group.engine.outputs(group.parameters, group.buffers, x) for x in (inputs, inputs, *halves)
-        )
-    if not first.isfinite().all():
+    most = max(2, min(EXAMPLES, study.chunk))
+    inputs, targets = study.inputs[:most], study.targets[:, :most]
+    parameters = _moved(study, study.group.parameters, AWAY)
+    first, again, apart = (_evaluate(study, parameters, inputs, targets, size) for size in (most, most, most // 2))
+    if not all(t.isfinite().all() for t in first):
         return  # a trial that is about to be recorded as diverged
-    if not torch.equal(first, again):
+    if not all(map(torch.equal, first, again)):
         _refuse(
             study,
-            "its outputs are random in evaluation mode, so there is no one loss to differentiate",
+            "its outputs or losses are random in evaluation mode, so there is no one loss to differentiate",
             "let random layers follow module.eval(), as torch.nn.Dropout does",
         )
-    if (first - torch.cat(apart, 1)).abs().max() > 1e-4 * first.abs().max():
+    if any((a - b).abs().max() > 1e-4 * a.abs().max() for a, b in zip(first, apart, strict=True)):
         _refuse(
             study,
             "its output for an example depends on the other examples of the batch, in evaluation mode too",
             "give BatchNorm running statistics, or use GroupNorm or LayerNorm",
         )
-    _check_products(study, inputs, targets)
+    _check_products(study, parameters, inputs, targets)
 
 
-def _check_products(study: Study, inputs: Tensor, targets: Tensor) -> None:
-    """Compares a product with the change of the gradient, in float64, over a step too small to meet a kink."""
+@torch.no_grad()
+def _evaluate(study: Study, parameters: Tensors, inputs: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Outputs and losses, so many examples at a time."""
+    engine, buffers = study.group.engine, study.group.buffers
+    outputs = [engine.outputs(parameters, buffers, x) for x in inputs.split(size)]
+    losses = [engine.losses(o, y) for o, y in zip(outputs, targets.split(size, 1), strict=True)]
+    return torch.cat(outputs, 1), torch.cat(losses, 1)
+
+
+def _check_products(study: Study, parameters: Tensors, inputs: Tensor, targets: Tensor) -> None:
+    """Compares a product with the change of the gradient.
+
+    Only a difference that does not depend on the step counts: those of kinks and of parts computed in single precision
+    grow as it shrinks.
+    """
     group = study.group
     try:
-        Hessian(group.engine, group.parameters, group.buffers, inputs, targets, EXAMPLES) @ study.signs(
-            Purpose.CHECK, 0
-        )
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        Hessian(group.engine, parameters, group.buffers, inputs, targets, EXAMPLES) @ study.signs(Purpose.CHECK, 0)
+    except RuntimeError as refusal:
+        reason = str(refusal).strip().splitlines()[0]
         _refuse(
             study, f"it cannot be differentiated twice: {reason}", "use functions whose backward pass PyTorch knows"
         )
-    parameters, buffers = ({k: _double(v) for k, v in t.items()} for t in (group.parameters, group.buffers))
-    inputs, targets, direction = _double(inputs), _double(targets), study.signs(Purpose.CHECK, 0).double()
     try:
-        product = Hessian(group.engine, parameters, buffers, inputs, targets, EXAMPLES) @ direction
-        length = torch.cat([v.flatten(1) for v in parameters.values()], 1).norm(dim=1, keepdim=True)
-        step = 1e-6 * length.clamp(min=1e-3) / direction.norm(dim=1, keepdim=True)
-        moved = (
-            {
-                k: v + sign * d
-                for (k, v), d in zip(parameters.items(), study.by_parameter(step * direction).values(), strict=True)
-            }
-            for sign in (1, -1)
-        )
-        up, down = (gradient_and_outputs(group.engine, there, buffers, inputs, targets, EXAMPLES)[0] for there in moved)
-    except (RuntimeError, TypeError):
-        return  # a net that insists on single precision, where a difference quotient says little
-    quotient = (up - down) / (2 * step)
-    rounding = 1e-9 * up.norm() / step.max()
-    if (quotient - product).norm() > 1e-2 * torch.maximum(quotient.norm(), product.norm()) + rounding:
+        product, quotients, rounding = _in_double(study, parameters, inputs, targets)
+    except Exception:
+        return  # a net that insists on single precision, in whatever words: a difference quotient would say little there
+    errors = [quotient - product for quotient in quotients]
+    tolerance = 1e-2 * torch.maximum(product.norm(), quotients[0].norm()) + rounding
+    if errors[0].norm() > tolerance and (errors[0] - errors[1]).norm() < 0.1 * errors[0].norm():
         _refuse(
             study,
-            "its second derivatives are not those of the loss: a Hessian product differs from the change of the gradient",
+            "its second derivatives are not those of the loss: a Hessian product is not the change of the gradient",
             "a backward pass of your own must itself be differentiable, and nothing on the way may be detached",
         )
+
+
+def _in_double(
+    study: Study, parameters: Tensors, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """A product and its difference quotients in float64, and the size of what rounding may add to them."""
+    engine, direction = study.group.engine, study.signs(Purpose.CHECK, 0).double()
+    parameters, buffers = ({k: _double(v) for k, v in t.items()} for t in (parameters, study.group.buffers))
+    data = _double(inputs), _double(targets), EXAMPLES
+    product = Hessian(engine, parameters, buffers, *data) @ direction
+    quotients = []
+    for step in STEPS:
+        ends = (_moved(study, parameters, distance) for distance in (step, -step))
+        up, down = (gradient_and_outputs(engine, end, buffers, *data)[0] for end in ends)
+        quotients.append((up - down) / (2 * step * _scale(parameters)))
+    return product, quotients, 1e-12 * up.norm() / (STEPS[0] * _scale(parameters))
+
+
+def _moved(study: Study, parameters: Tensors, distance: float) -> Tensors:
+    """Along the signs, by that share of the parameters' norm."""
+    away = study.by_parameter(study.signs(Purpose.CHECK, 0).double() * distance * _scale(parameters))
+    return {name: v + away[name].to(v) for name, v in parameters.items()}
+
+
+def _scale(parameters: Tensors) -> Tensor:
+    """Root mean square of the parameters of a trial."""
+    return torch.cat([v.double().flatten(1) for v in parameters.values()], 1).square().mean().sqrt().clamp(min=1e-3)
 
 
 def _refuse(study: Study, why: str, remedy: str) -> NoReturn:

@@ -14,8 +14,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import stack_module_state, vmap
 
+from trainables.functional import functional_call
 from trainables.losses import as_values, cross_entropy
 from trainables.registry import can_fuse, load, resolve
 from trainables.streams import init_seed, layer_seed
@@ -192,7 +193,7 @@ class VmapEngine(Engine):
         return vmap(self._call, in_dims=(0, 0, None))(parameters, buffers, inputs)
 
     def _call(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
-        return functional_call(self.module, (parameters, buffers), (inputs,))  # type: ignore[no-any-return]
+        return functional_call(self.module, (parameters, buffers), (inputs,))
 
 
 class FusedEngine(Engine):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from trainables.engines import Engine, FusedEngine, Tensors
+from trainables.functional import functional_call
 
 GRADIENT_BYTES = 2**28
 """What the gradients of single examples may hold at a time."""

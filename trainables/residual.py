@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from trainables.architectures import Residual
 from trainables.findings import Finding, Rows, Value
+from trainables.functional import functional_call
 from trainables.study import Study
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from trainables.findings import Value
+from trainables.functional import functional_call
 from trainables.study import Study
 
 FLAT = 0.05
@@ -32,8 +32,8 @@ def flat_units(study: Study) -> Iterator[Value]:
     `nn.functional` are not seen).
     """
     found = [_count(study, *net) for net in study.members()]
-    yield Value("dead_fraction", torch.tensor([f.dead for f in found]), 0.0)
-    yield Value("saturated_fraction", torch.tensor([f.saturated for f in found]), 0.0)
+    yield Value("dead_fraction", torch.tensor([f.dead for f in found], dtype=torch.float64), 0.0)
+    yield Value("saturated_fraction", torch.tensor([f.saturated for f in found], dtype=torch.float64), 0.0)
 
 
 @dataclass

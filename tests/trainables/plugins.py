@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from trainables import Dataset, Probe
 from trainables.architectures import Residual
@@ -175,3 +177,207 @@ def residual(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 def one_class(root: Path) -> Dataset:
     x, y = torch.linspace(-1, 1, 12, dtype=torch.float64)[:, None], torch.zeros(12, dtype=torch.int64)
     return Dataset(x[:8], y[:8], x[8:], y[8:], num_classes=1)
+
+
+def wide_regression(root: Path) -> Dataset:
+    """More inputs than Lanczos takes steps; their covariance has a few large eigenvalues."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.cat([torch.tensor([9.0, 6, 4, 3]), torch.full((36,), 0.3)]).double()
+    x = torch.randn(80, 40, generator=generator, dtype=torch.float64) * scale
+    y = torch.randn(80, 2, generator=generator, dtype=torch.float64)
+    return Dataset(x[:60], y[:60], x[60:], y[60:], num_classes=2)
+
+
+class FunctionalDropout(nn.Module):
+    """Stays active in evaluation mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5)
+
+
+def functional_dropout(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(input_shape[0], 8), FunctionalDropout(), nn.Linear(8, num_classes))
+
+
+def batch_statistics(input_shape: tuple[int, ...], num_classes: int, zero_head: bool = False) -> nn.Module:
+    """BatchNorm without running statistics."""
+    head = nn.Linear(8, num_classes)
+    if zero_head:
+        nn.init.zeros_(head.weight)
+    return nn.Sequential(nn.Linear(input_shape[0], 8), nn.BatchNorm1d(8, track_running_stats=False), head)
+
+
+class Cube(torch.autograd.Function):
+    """x^3 with a backward pass that is differentiable, but out of the reach of torch.func."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * gradient
+
+
+class DetachedCube(Cube):
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return Cube.backward(ctx, gradient.detach())
+
+
+class DetachedInput(Cube):
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x.detach() ** 2 * gradient
+
+
+class CubeOnce(Cube):
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return Cube.backward(ctx, gradient)
+
+
+class Activation(nn.Module):
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function.apply(x)
+
+
+def with_function(input_shape: tuple[int, ...], num_classes: int, function: str = "Cube") -> nn.Module:
+    return nn.Sequential(nn.Linear(input_shape[0], 5), Activation(globals()[function]), nn.Linear(5, num_classes))
+
+
+class Gated(nn.Module):
+    """Which way an example goes depends on its numbers; takes one example or a batch."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.here, self.there = nn.Linear(inputs, outputs), nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.here(row) if row.sum().item() > 0 else self.there(row).tanh() for row in x])
+
+
+def gated(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return Gated(input_shape[0], num_classes)
+
+
+class SinglePrecisionNorm(nn.Module):
+    """Root mean square norm that computes in float32, as transformers do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        single = x.float()
+        return (single * torch.rsqrt(single.square().mean(-1, keepdim=True) + 1e-5)).type_as(x)
+
+
+def single_precision_norm(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(input_shape[0], 8), nn.Tanh(), SinglePrecisionNorm(), nn.Linear(8, num_classes))
+
+
+class OnlySingle(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32, "single precision is all I know"
+        return x.sin()
+
+
+def only_single(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(input_shape[0], 4), OnlySingle(), nn.Linear(4, num_classes))
+
+
+def linear_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return -outputs.gather(-1, targets[:, None])[:, 0]
+
+
+def partly_detached(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Focal weights that are taken for constants."""
+    losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
+    return losses * losses.detach()
+
+
+def random_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(nn.functional.dropout(outputs, 0.2), targets, reduction="none")
+
+
+def centred_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """That of an example depends on the others."""
+    losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
+    return losses / losses.mean()
+
+
+def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 0.5 * (outputs - targets).square().sum(-1)
+
+
+class Constant(nn.Module):
+    """Whatever the input, the output is the parameter."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.theta + 0 * x[:, :1]
+
+
+def constant(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return Constant(num_classes)
+
+
+def gaussian(root: Path, train_size: int = 40, dimension: int = 4) -> Dataset:
+    """Targets x ~ N(m, S) for L = 1/2 ||theta - x||^2; inputs say nothing."""
+    generator = torch.Generator().manual_seed(1)
+    m, root_s = (torch.randn(*shape, dimension, generator=generator).double() for shape in ((), (dimension,)))
+    x = m + torch.randn(train_size + 2, dimension, generator=generator, dtype=torch.float64) @ root_s
+    nothing = torch.zeros(train_size + 2, 1, dtype=torch.float64)
+    return Dataset(nothing[:-2], x[:-2], nothing[-2:], x[-2:], num_classes=dimension)
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions with BatchNorm, added to a shortcut (He et al. 2016)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
+        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)
+        self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (out + self.shortcut(x)).relu()
+
+
+def resnet(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Of the digits' 8x8 images."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 2, 3, padding=1, bias=False),
+        nn.BatchNorm2d(2),
+        nn.ReLU(),
+        BasicBlock(2, 2, 1),
+        BasicBlock(2, 3, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(3, num_classes),
+    )
+
+
+class Distances(nn.Module):
+    """From learnt centres; PyTorch knows one derivative of torch.cdist."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(x, self.centres)
+
+
+def distances(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return Distances(input_shape[0], num_classes)

@@ -35,9 +35,9 @@ def ratio(of: Study, **wanted: object) -> float:
 
 
 def margins_and_slopes(of: Study) -> tuple[Tensor, Tensor]:
-    """Of a linear net: how far each other class lies below the predicted one, and by how much a box of radius 1 shifts it.
+    """Of a linear net: how far each class lies below the predicted one, and how far a box of radius 1 shifts it.
 
-    Each of shape (examples, classes); the predicted class itself has 0 and 0.
+    Each of shape (examples, classes); the predicted class has 0 and 0.
     """
     weight, bias = of.group.parameters["1.weight"][0], of.group.parameters["1.bias"][0]
     outputs = of.group.data.dataset.test_inputs @ weight.T + bias
@@ -70,14 +70,16 @@ def test_what_is_found_is_there(radius: float, seed: int) -> None:
     assert ratio(of, radius=radius) <= possible(of, radius)
 
 
+def sharpened(of: Study, factor: float) -> Study:
+    return replace(of, group=replace(of.group, parameters={k: factor * v for k, v in of.group.parameters.items()}))
+
+
 def test_almost_all_that_is_there_is_found() -> None:
-    """Defaults, five linear classes: searching for the strongest other class may miss a corner of a third."""
-    found, there = (
-        sum(f(study([trial(dataset=FIVE, arch="linear", seed=s)])) for s in range(5))
-        for f in (lambda of: ratio(of), lambda of: possible(of, CriticalSamples().radius))
-    )
+    """Defaults, five linear classes, far apart, so that the cross-entropy leads to the nearest of the others."""
+    pack = [sharpened(study([trial(dataset=FIVE, arch="linear", seed=s)]), 1e3) for s in range(5)]
+    found, there = sum(ratio(of) for of in pack), sum(possible(of, CriticalSamples().radius) for of in pack)
     assert 0.97 * there <= found <= there
-    assert there > 0.1
+    assert there > 0.5
 
 
 @settings(max_examples=5, deadline=None)
@@ -111,27 +113,27 @@ def test_one_iteration_written_out() -> None:
 def test_being_sure_does_not_hide_the_way() -> None:
     """In float32 a probability of 1 has no gradient; its log odds have one."""
     of = study([trial(dataset=TWO, arch="linear", precision="float32")])
-    sure = replace(of, group=replace(of.group, parameters={k: 1e4 * v for k, v in of.group.parameters.items()}))
-    assert ratio(of) == ratio(sure) > 0.05
+    assert ratio(of) == ratio(sharpened(of, 1e4)) > 0.05
 
 
 def test_noise_is_of_the_seed_and_the_epoch() -> None:
-    wanted = {"radius": 0.3, "step": 0.01, "noise": 0.5, "iterations": 2}
-    one = study([trial(dataset=FIVE)])
-    assert ratio(one, **wanted) == ratio(one, **wanted)
+    wanted = {"radius": 1, "step": 0.01, "noise": 0.5, "iterations": 2}
+    one = study([trial(dataset=FIVE, arch="linear")])
+    assert 0 < ratio(one, **wanted) == ratio(one, **wanted) < 1
     later = replace(one, group=replace(one.group, epoch=1.0))
-    renamed = replace(one, group=replace(one.group, trials=[trial(dataset=FIVE, seed=1)]))
+    renamed = replace(one, group=replace(one.group, trials=[trial(dataset=FIVE, arch="linear", seed=1)]))
     assert len({ratio(of, **wanted) for of in (one, later, renamed)}) == 3
 
 
 @pytest.mark.parametrize("arch", ["mlp", "plugins:convnet", "plugins:with_batchnorm", "plugins:residual"])
 def test_engines_packs_and_chunks_agree(arch: str) -> None:
     pack = [trial(dataset=FIVE, arch=arch, seed=s) for s in (0, 1, 0, 2)]
-    alone = [ratio(study([t], "loop"), radius=0.2) for t in pack]
+    wanted = {"radius": 0.5, "iterations": 5, "examples": 100}
+    alone = [ratio(study([t], "loop"), **wanted) for t in pack]
     assert alone[0] == alone[2]
-    assert len(set(alone)) == 3
+    assert 0 < min(alone) < max(alone) < 1
     for engine in ("vmap", "fused") if arch == "mlp" else ("vmap",):
-        assert searched(study(pack, engine, chunk=60), radius=0.2).value.tolist() == alone
+        assert searched(study(pack, engine, chunk=60), **wanted).value.tolist() == alone
 
 
 @pytest.mark.parametrize(("drawn", "critical"), [(20, 5), (60, 100), (100, 3), (1, 50)])

@@ -61,7 +61,7 @@ def test_rows_curves_eigenvalues_and_failures(tmp_path: Path) -> None:
     assert finished["fine"] == 1
     assert finished["lambda_max"] > 0
     assert finished["lambda_max_residual"] < 1e-3 * finished["lambda_max"]
-    assert finished["hessian_trace_se"] > 0
+    assert finished["hessian_trace_se"] == 0  # so few parameters that Lanczos spans the whole space
     assert finished["seconds"] > 0
     assert (diverged["trial_id"], diverged["status"]) == ("t2", "diverged")
     assert diverged["error"] == f"loss not finite at step {diverged['steps']}"
@@ -78,7 +78,7 @@ def test_rows_curves_eigenvalues_and_failures(tmp_path: Path) -> None:
     assert last["test_loss"]["error"] == 0
     assert last["lambda_max"]["error"] == finished["lambda_max_residual"]
     eigenvalues = [e for e in stored(sweep, "eigenvalues") if e["trial_id"] == "t0" and e["epoch"] == 2]
-    assert [e["index"] for e in eigenvalues] == [0, 1]
+    assert [e["index"] for e in eigenvalues] == [0, 1, -1]
     assert eigenvalues[0]["eigenvalue"] == finished["lambda_max"]
     (provenance,) = stored(sweep, "provenance")
     assert provenance["provenance_id"] == finished["provenance_id"]

@@ -31,7 +31,7 @@ def grown(of: Study, factor: float) -> Study:
 
 def relu_study(bias: Tensor, chunk: int = 1000) -> Study:
     """One hidden layer of 4 ReLUs whose pre-activations are ``bias``, plus the first input for the last unit."""
-    of = study([trial(arch='{"depth":1,"name":"mlp","width":4}')], chunk=chunk)
+    of = study([trial(arch='{"depth":1,"name":"mlp","width":4}')], examples=49, chunk=chunk)
     weight = torch.zeros(1, 4, 6, dtype=torch.float64)
     weight[0, 3, 0] = 1
     return with_parameters(of, {"1.weight": weight, "1.bias": bias[None].double()})
