@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from trainables.engines import ENGINES, Engine, Hyperparameters, Tensors, build,
 from trainables.streams import examples
 from trainables.trial import Trial
 
+T = TypeVar("T")
+CPU = torch.device("cpu")
 EXAMPLES = 512
 NETS = {"mlp": "mlp", "cnn": "cases:cnn"}
 
@@ -80,25 +83,24 @@ def nets(name: str, trials: int, epochs: int, device: torch.device) -> Nets:
     return Nets(engine, every, kept, buffers, x[:EXAMPLES], y[:EXAMPLES].expand(trials, -1))
 
 
-def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def timed(function: Callable[[], T], device: torch.device = CPU) -> tuple[float, T]:
+    """Wall time of one call, in seconds, and what it returned."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
     began = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    result = function()
+    wait()
+    return time.perf_counter() - began, result
 
 
-def medians(contestants: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+def medians(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each, after one call to warm up; contestants take turns."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for function in contestants.values():
         function()
     for _ in range(repeats):
         for name, function in contestants.items():
-            times[name].append(seconds(function, device))
+            times[name].append(timed(function)[0])
     return {name: median(t) for name, t in times.items()}
 
 

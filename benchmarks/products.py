@@ -2,8 +2,9 @@
 
     python benchmarks/products.py [--save] [--quick] [--threads N]
 
-MLP 64-128-128-10 and a small CNN on 512 images, float32. Milliseconds are per trial; contestants take turns. `kept` means
-that the graph of the gradient (reverse) or the primal values (forward) are recorded once and used by every product.
+MLP 64-128-128-10 and a small CNN on 512 images, float32. Milliseconds and megabytes are per trial; contestants take
+turns. `kept` means that the graph of the gradient (reverse) or the values at which it is linearised (forward) are recorded
+once and used by every product. `plain` ways call the module of one trial as it is, the others stack or vmap.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from cases import EXAMPLES, Nets, medians, nets, prepare, save
+from cases import CPU, EXAMPLES, Nets, medians, nets, prepare, save
 from torch import Tensor
 from torch.func import functional_call, grad, jvp, linearize
 
@@ -26,7 +27,6 @@ from trainables.operators import Hessian
 
 Product = Callable[[Tensors], Any]
 TRIALS = (1, 2, 4, 8, 16, 64)
-CPU = torch.device("cpu")
 
 
 def stacked_loss(of: Nets) -> Callable[[Tensors], Tensor]:
@@ -118,7 +118,7 @@ def ways(of: Nets, repeats: int) -> dict[str, dict[str, float]]:
                 lambda make=make, loss=loss, at=at, keep=keep, v=v: make(loss, at, keep=keep)(v)
             )
     check_agreement({name: call() for name, call in found.items()})
-    times = medians(found, repeats, CPU)
+    times = medians(found, repeats)
     return {n: {"ms": round(1e3 * times[n] / trials, 3), "mb": round(memory[n] / trials / 1e6, 1)} for n in found}
 
 
@@ -131,6 +131,11 @@ def check_agreement(products: dict[str, Any]) -> None:
         assert (other - first).norm() <= 1e-4 * first.norm(), name
 
 
+def run_all(calls: list[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
+
+
 def dense_products(trials: int, sizes: tuple[int, ...]) -> Callable[[], None]:
     """The matrix products that one product with the Hessian of a dense net needs, whatever the way it is formed.
 
@@ -138,7 +143,7 @@ def dense_products(trials: int, sizes: tuple[int, ...]) -> Callable[[], None]:
     forward tangent, d V and d' W of the backward one, d''a and d'a' of the gradient's; of the first layer, whose inputs
     are data, only a V' and d''a.
     """
-    calls: list[Callable[[], Tensor]] = []
+    calls: list[Callable[[], object]] = []
     for layer, (i, o) in enumerate(pairwise(sizes)):
         a, a_dot = torch.randn(2, trials, EXAMPLES, i)
         d, d_dot = torch.randn(2, trials, EXAMPLES, o)
@@ -147,7 +152,7 @@ def dense_products(trials: int, sizes: tuple[int, ...]) -> Callable[[], None]:
         if layer:
             pairs += [(a_dot, W.mT), (d, V), (d_dot, W), (d.mT, a_dot)]
         calls += [lambda left=left, right=right: torch.bmm(left, right) for left, right in pairs]
-    return lambda: [call() for call in calls] and None
+    return lambda: run_all(calls)
 
 
 def convolution_products() -> Callable[[], None]:
@@ -174,14 +179,14 @@ def convolution_products() -> Callable[[], None]:
                 lambda a=a_dot, d=d, W=W: backward(d, a, W, [False, True, False]),
             ]
     dense = dense_products(1, (0, 128, 64, 10))  # an empty first layer: the inputs of the dense part are no data
-    return lambda: ([call() for call in calls], dense()) and None
+    return lambda: run_all([*calls, dense])
 
 
 def against_products_alone(of: Nets, alone: Callable[[], None], repeats: int) -> dict[str, float]:
     """Milliseconds per trial of the library's operator and of the matrix products alone, and their quotient."""
     hessian = Hessian(of.engine, of.parameters, of.buffers, of.inputs, of.targets, EXAMPLES)
     v = torch.randn(hessian.shape)
-    times = medians({"hvp": lambda: hessian @ v, "products_alone": alone}, repeats, CPU)
+    times = medians({"hvp": lambda: hessian @ v, "products_alone": alone}, repeats)
     rounded = {f"{name}_ms": round(1e3 * t / len(of.trials), 3) for name, t in times.items()}
     return rounded | {"quotient": round(times["hvp"] / times["products_alone"], 2)}
 

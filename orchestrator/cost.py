@@ -28,8 +28,10 @@ ALONG_E1 = 11
 TEST_SHARE = 0.25
 """Usual size of a test set, in training sets."""
 
-FORWARD, TRAINING, HESSIAN, COVARIANCE = 1, 3, 6, 5
-"""Multiply-adds per parameter and example: of a pass, a training step, and products with H and with C."""
+FORWARD, TRAINING, DEVIATIONS, HESSIAN, COVARIANCE, SEARCH = 1, 3, 9, 6, 5, 3
+"""Multiply-adds per parameter and example: of a pass, a training step, the distances of all gradients from their mean,
+products with H and with C, and a step of the search for another class.
+"""
 
 PARTS = ("losses", *GROUPS)
 """What measuring consists of: what is always measured, and each group of statistics."""
@@ -108,7 +110,7 @@ def _at_once(measure: Measure, n: int, batch_size: int) -> dict[str, float]:
         "losses": TRAINING * n + FORWARD * (TEST_SHARE * n + 2 * examples),
         "hessian": _hessian(hessian, examples, batch_size) if hessian else 0.0,
         "gradient_noise": _gradient_noise(noise, hessian, examples) if noise else 0.0,
-        "critical_samples": 2.0 * FORWARD * critical.iterations * critical.examples if critical else 0.0,
+        "critical_samples": float(SEARCH * critical.iterations * critical.examples) if critical else 0.0,
     }
 
 
@@ -125,7 +127,7 @@ def _hessian(wanted: Hessian, examples: int, batch_size: int) -> float:
 def _gradient_noise(wanted: GradientNoise, hessian: Hessian | Literal[False], examples: int) -> float:
     largest = COVARIANCE * TOP_PRODUCTS if wanted.lambda_max else 0
     alignment = (COVARIANCE + HESSIAN) * (wanted.probes + hessian.top) if wanted.probes and hessian else 0
-    return float((2 * TRAINING + largest + alignment) * examples)
+    return float((DEVIATIONS + largest + alignment) * examples)
 
 
 def _train_size(dataset: str) -> int:

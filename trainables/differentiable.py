@@ -37,7 +37,7 @@ def check(study: Study) -> None:
     most = max(2, min(EXAMPLES, study.chunk))
     inputs, targets = study.inputs[:most], study.targets[:, :most]
     parameters = _moved(study, study.group.parameters, AWAY)
-    first, again, apart = (_evaluate(study, parameters, inputs, targets, size) for size in (most, most, most // 2))
+    first, again, apart = (_evaluate(study, parameters, inputs, targets, parts) for parts in (1, 1, 2))
     if not all(t.isfinite().all() for t in first):
         return  # a trial that is about to be recorded as diverged
     if not all(map(torch.equal, first, again)):
@@ -56,11 +56,12 @@ def check(study: Study) -> None:
 
 
 @torch.no_grad()
-def _evaluate(study: Study, parameters: Tensors, inputs: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Outputs and losses, so many examples at a time."""
+def _evaluate(study: Study, parameters: Tensors, inputs: Tensor, targets: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """Outputs and losses, of so many parts apart."""
     engine, buffers = study.group.engine, study.group.buffers
-    outputs = [engine.outputs(parameters, buffers, x) for x in inputs.split(size)]
-    losses = [engine.losses(o, y) for o, y in zip(outputs, targets.split(size, 1), strict=True)]
+    parts = min(parts, len(inputs))
+    outputs = [engine.outputs(parameters, buffers, x) for x in inputs.tensor_split(parts)]
+    losses = [engine.losses(o, y) for o, y in zip(outputs, targets.tensor_split(parts, 1), strict=True)]
     return torch.cat(outputs, 1), torch.cat(losses, 1)
 
 

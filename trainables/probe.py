@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainables.data import Dataset
 from trainables.engines import Tensors
-from trainables.operators import Hessian, chunk_and_group
+from trainables.operators import GaussNewton, GradientCovariance, Hessian, Operator, chunk_and_group
 from trainables.snapshot import Snapshot
 from trainables.trial import Trial
 
@@ -39,7 +39,7 @@ class Probe:
     train_targets: Tensor
     changed: Tensor
     _snapshot: Snapshot
-    _hessians: list[Hessian] = field(default_factory=list)
+    _operators: dict[type[Operator], Operator] = field(default_factory=dict)
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Probe:
@@ -66,17 +66,25 @@ class Probe:
 
     def gradient(self) -> Tensor:
         """Gradient of the mean training loss over the examples of the curvature measurements; shape (d,)."""
-        return self._hessian().gradient()[0]
+        return self._operator(Hessian).gradient()[0]
 
     def hvp(self, vector: Tensor) -> Tensor:
-        """Hessian-vector product over the same examples; shapes (d,)."""
-        return (self._hessian() @ vector[None])[0]
+        """Product of the Hessian of the mean loss over the same examples with a vector; shapes (d,)."""
+        return (self._operator(Hessian) @ vector[None])[0]
 
-    def _hessian(self) -> Hessian:
-        if not self._hessians:  # built once, when a metric first asks
+    def ggn_vp(self, vector: Tensor) -> Tensor:
+        """Likewise of the generalized Gauss-Newton matrix."""
+        return (self._operator(GaussNewton) @ vector[None])[0]
+
+    def covariance_vp(self, vector: Tensor) -> Tensor:
+        """Likewise of the covariance of the examples' gradients."""
+        return (self._operator(GradientCovariance) @ vector[None])[0]
+
+    def _operator(self, kind: type[Operator]) -> Operator:
+        if kind not in self._operators:  # built once, when a metric first asks
             of = self._snapshot
             inputs = self.dataset.train_inputs[of.data.curvature_examples]
             targets = of.targets[:, of.data.curvature_examples]
             chunk, _ = chunk_and_group(of.engine, inputs, 0)
-            self._hessians.append(Hessian(of.engine, of.parameters, of.buffers, inputs, targets, chunk))
-        return self._hessians[0]
+            self._operators[kind] = kind(of.engine, of.parameters, of.buffers, inputs, targets, chunk)
+        return self._operators[kind]

@@ -53,9 +53,12 @@ def test_shipped_sweeps_are_right(file: Path) -> None:
 
 
 def test_the_sweep_file_of_the_readme_is_right(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "sweep.yaml").write_text(text)
-    assert load(tmp_path / "sweep.yaml").name == "digits"
+    """The whole one, and the same with the ``measure`` section that the README shows further down."""
+    whole, section = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    for text in (whole, re.sub(r"(?ms)^measure:.*?(?=^\w)", section, whole)):
+        (tmp_path / "sweep.yaml").write_text(text)
+        assert load(tmp_path / "sweep.yaml").name == "digits"
+    assert load(tmp_path / "sweep.yaml").measure.endpoints
 
 
 def test_nothing_names_a_machine() -> None:

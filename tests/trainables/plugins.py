@@ -67,6 +67,8 @@ def rayleigh_quotient(probe: Probe) -> dict[str, float]:
         "rayleigh": float(gradient @ probe.hvp(gradient) / (gradient @ gradient)),
         "probe_loss": float(losses.mean()),
         "probe_gradient": float(gradient.norm()),
+        "ggn": float(gradient @ probe.ggn_vp(gradient) / (gradient @ gradient)),
+        "along": float(gradient @ probe.covariance_vp(gradient) / (gradient @ gradient)),
     }
 
 

@@ -113,6 +113,9 @@ def test_a_probe_gives_gradient_products_and_model() -> None:
     found = run([trial(), trial(seed=1)], settings=settings).moments[-1][2].values
     assert (found["rayleigh"] <= found["lambda_max"] + 1e-9).all()
     assert (found["rayleigh"] >= found["lambda_min"] - 1e-9).all()
+    assert (found["ggn"] >= 0).all()
+    assert (found["along"] > 0).all()
+    assert (found["along"] <= found["gradient_covariance_trace"]).all()
     np.testing.assert_allclose(found["probe_loss"], found["train_loss"], rtol=1e-12)
     np.testing.assert_allclose(found["probe_gradient"], found["gradient_norm"], rtol=1e-9)
 
