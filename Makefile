@@ -23,12 +23,14 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed-test
+bench: .venv/installed-bench
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/curvature.py
 
 constraints: .venv/installed-test  # pins the newest versions that fit pyproject.toml, for every platform
 	$(BIN)/pip install --quiet uv
-	echo "torch==2.13.0" | $(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+	echo "torch==2.13.0" | $(BIN)/uv pip compile pyproject.toml --extra bench --universal --python-version 3.11 \
 		--no-emit-index-url --no-header --upgrade --constraints - --output-file constraints.txt
 
 .venv/installed: pyproject.toml constraints.txt
@@ -39,6 +41,10 @@ constraints: .venv/installed-test  # pins the newest versions that fit pyproject
 
 .venv/installed-test: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+.venv/installed-bench: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 clean:

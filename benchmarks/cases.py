@@ -75,7 +75,8 @@ def nets(name: str, trials: int, epochs: int, device: torch.device) -> Nets:
     every = [Trial(arch=NETS[name], dataset="digits", lr=0.05, batch_size=32, seed=s) for s in range(trials)]
     modules = [build(t, (64,), 10).to(device) for t in every]
     engine = ENGINES[choose_engine(every[0])](modules, load_loss("cross_entropy"), Hyperparameters.of(every, x[0]))
-    order = np.stack([examples(t.seed, 0, epochs * len(x), len(x), replacement=False) for t in every])
+    end = epochs * len(x) // 32 * 32
+    order = np.stack([examples(t.seed, 0, end, len(x), replacement=False) for t in every])
     for step, chosen in enumerate(torch.from_numpy(order).to(device).split(32, 1)):
         engine.step(x[chosen], y[chosen], step)
     parameters, buffers = engine.state()

@@ -3,8 +3,9 @@
     python benchmarks/products.py [--save] [--quick] [--threads N]
 
 MLP 64-128-128-10 and a small CNN on 512 images, float32. Milliseconds and megabytes are per trial; contestants take
-turns. `kept` means that the graph of the gradient (reverse) or the values at which it is linearised (forward) are recorded
-once and used by every product. `plain` ways call the module of one trial as it is, the others stack or vmap.
+turns. `kept` means that the graph of the gradient (reverse) or the values at which it is linearised (forward) are
+recorded once and used by every product. `plain` ways call the module of one trial as it is, the others stack or vmap.
+`system_share` is the operating system's share of the time: page faults, where freed memory went back to it.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def peak_bytes(function: Callable[[], object]) -> int:
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
-def ways(of: Nets, repeats: int) -> dict[str, dict[str, float]]:
+def ways(of: Nets, repeats: int) -> dict[str, Any]:
     """Milliseconds per trial of each way, and megabytes per trial with its recording."""
     trials, vectors = len(of.trials), directions(of.parameters)
     losses = {"": (stacked_loss(of), of.parameters)}
@@ -118,8 +119,14 @@ def ways(of: Nets, repeats: int) -> dict[str, dict[str, float]]:
                 lambda make=make, loss=loss, at=at, keep=keep, v=v: make(loss, at, keep=keep)(v)
             )
     check_agreement({name: call() for name, call in found.items()})
+    before = os.times()
     times = medians(found, repeats)
-    return {n: {"ms": round(1e3 * times[n] / trials, 3), "mb": round(memory[n] / trials / 1e6, 1)} for n in found}
+    user, system = (after - first for after, first in zip(os.times()[:2], before[:2], strict=True))
+    row: dict[str, Any] = {
+        n: {"ms": round(1e3 * times[n] / trials, 3), "mb": round(memory[n] / trials / 1e6, 1)} for n in found
+    }
+    row["system_share"] = round(system / (user + system), 3)
+    return row
 
 
 def check_agreement(products: dict[str, Any]) -> None:

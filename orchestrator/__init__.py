@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analysis.density import spectral_density
     from analysis.exchange import export, import_trials
     from analysis.invariance import invariance
     from analysis.report import verdict_text
@@ -33,6 +34,7 @@ _HOME = {
     "remove": "orchestrator.launching",
     "resume": "orchestrator.launching",
     "run_trial": "orchestrator.inspection",
+    "spectral_density": "analysis.density",
     "sql": "analysis.sql",
     "status": "analysis.status",
     "stop": "orchestrator.launching",
@@ -52,6 +54,7 @@ __all__ = [
     "remove",
     "resume",
     "run_trial",
+    "spectral_density",
     "sql",
     "status",
     "stop",

@@ -238,7 +238,7 @@ def sql(
     store: StoreOption = STORE,
     format: FormatOption = Format.TABLE,  # noqa: A002
 ) -> None:
-    """Ask the tables trials, curves, eigenvalues, plan and provenance; read-only.
+    """Ask the tables trials, curves, eigenvalues, density, profiles, plan and provenance; read-only.
 
     Example: isoratio sql "SELECT ratio, avg(test_accuracy) FROM trials GROUP BY ratio ORDER BY ratio"
     """

@@ -22,16 +22,19 @@ STEP_OVERHEAD = {"fused": 0.0, "vmap": 2e6, "loop": 1e7}
 TOP_PRODUCTS, BOTTOM_PRODUCTS = 25, 10
 """Products that the largest eigenvalues usually take, and how many more the smallest."""
 
-ALONG_E1 = 11
+ALONG_E1 = 9
 """Passes over the curvature examples for the loss along e1."""
 
 TEST_SHARE = 0.25
 """Usual size of a test set, in training sets."""
 
-FORWARD, TRAINING, DEVIATIONS, HESSIAN, COVARIANCE, SEARCH = 1, 3, 9, 6, 5, 3
-"""Multiply-adds per parameter and example: of a pass, a training step, the distances of all gradients from their mean,
-products with H and with C, and a step of the search for another class.
+FORWARD, TRAINING, HESSIAN, COVARIANCE, SEARCH = 1, 3, 6, 5, 3
+"""Multiply-adds per parameter and example: of a pass, a training step, products with H and with C, and a step of the
+search for another class.
 """
+
+DEVIATIONS = {"fused": 9, "vmap": 70, "loop": 70}
+"""The same of the gradients' distances from their mean; only the fused engine need not write each gradient down."""
 
 PARTS = ("losses", *GROUPS)
 """What measuring consists of: what is always measured, and each group of statistics."""
@@ -67,10 +70,10 @@ class Costs:
         epochs, batch_size = packs["epochs"].to_numpy(), packs["batch_size"].to_numpy()
         training = epochs * n * (TRAINING * parameters + overhead / batch_size)
 
-        def passes(dataset: str, batch_size: int, epochs: float) -> list[float]:
-            return _measuring(measure, _train_size(dataset), batch_size, epochs)
+        def passes(dataset: str, *rest: Any) -> list[float]:
+            return _measuring(measure, _train_size(dataset), *rest)
 
-        measuring = per_distinct(packs, ["dataset", "batch_size", "epochs"], passes).reshape(-1, len(PARTS))
+        measuring = per_distinct(packs, ["dataset", "batch_size", "epochs", "engine"], passes).reshape(-1, len(PARTS))
         is_call = per_distinct(packs, ["engine"], lambda engine: engine == "call")
         unit = packs["trials"].to_numpy() / 1e9
         return cls(
@@ -95,21 +98,21 @@ def per_distinct(packs: pa.Table, names: Sequence[str], function: Callable[..., 
     return np.array(values)[inverse]
 
 
-def _measuring(measure: Measure, n: int, batch_size: int, epochs: float) -> list[float]:
+def _measuring(measure: Measure, n: int, batch_size: int, epochs: float, engine: str) -> list[float]:
     """Multiply-adds per parameter of each of PARTS, for one trial."""
     moments = measure.moments(epochs, n, batch_size).values()
-    once = _at_once(measure, n, batch_size)
+    once = _at_once(measure, n, batch_size, engine)
     return [cost * sum(part == "losses" or bool(getattr(m.due, part)) for m in moments) for part, cost in once.items()]
 
 
-def _at_once(measure: Measure, n: int, batch_size: int) -> dict[str, float]:
+def _at_once(measure: Measure, n: int, batch_size: int, engine: str) -> dict[str, float]:
     """Multiply-adds per parameter of each of PARTS at one moment."""
     hessian, noise, critical = measure.hessian, measure.gradient_noise, measure.critical_samples
     examples = min(n, (hessian or Hessian()).examples)
     return {
         "losses": TRAINING * n + FORWARD * (TEST_SHARE * n + 2 * examples),
         "hessian": _hessian(hessian, examples, batch_size) if hessian else 0.0,
-        "gradient_noise": _gradient_noise(noise, hessian, examples) if noise else 0.0,
+        "gradient_noise": _gradient_noise(noise, hessian, examples, engine) if noise else 0.0,
         "critical_samples": float(SEARCH * critical.iterations * critical.examples) if critical else 0.0,
     }
 
@@ -124,10 +127,11 @@ def _hessian(wanted: Hessian, examples: int, batch_size: int) -> float:
     return HESSIAN * (ends + wanted.trace_probes + density) * examples + steps + profile
 
 
-def _gradient_noise(wanted: GradientNoise, hessian: Hessian | Literal[False], examples: int) -> float:
+def _gradient_noise(wanted: GradientNoise, hessian: Hessian | Literal[False], examples: int, engine: str) -> float:
+    deviations = DEVIATIONS.get(engine, DEVIATIONS["vmap"])
     largest = COVARIANCE * TOP_PRODUCTS if wanted.lambda_max else 0
     alignment = (COVARIANCE + HESSIAN) * (wanted.probes + hessian.top) if wanted.probes and hessian else 0
-    return float((DEVIATIONS + largest + alignment) * examples)
+    return float((deviations + largest + alignment) * examples)
 
 
 def _train_size(dataset: str) -> int:

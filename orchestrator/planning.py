@@ -62,9 +62,8 @@ class Plan:
     def measuring(self) -> dict[str, float]:
         """Estimated share of the time, for what is always measured and each group of statistics, largest first."""
         costs = Costs.of(self.found.packs, self.sweep.measure)
-        total = float(costs.total.sum())
-        shares = dict(zip(PARTS, (costs.measuring.sum(axis=0) / total).tolist() if total else (), strict=False))
-        return {part: share for part, share in sorted(shares.items(), key=lambda pair: -pair[1]) if share}
+        spent = sorted(zip(costs.measuring.sum(axis=0).tolist(), PARTS, strict=True), reverse=True)
+        return {part: cost / float(costs.total.sum()) for cost, part in spent if cost}
 
     def summary(self) -> str:
         """The plan in a few lines, for people."""
@@ -82,7 +81,7 @@ class Plan:
         if found.packs.num_rows:
             basis = "from packs that have run" if self.is_measured else "a guess: nothing has run yet"
             lines.append(f"  time     about {duration(self.seconds)} with {self.workers} workers ({basis})")
-            shares = self.measuring
+        if shares := self.measuring:
             parts = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
             lines.append(f"  measuring about {sum(shares.values()):.0%} of the time: {parts}")
         return "\n".join(lines)

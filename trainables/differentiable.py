@@ -82,7 +82,7 @@ def _check_products(study: Study, parameters: Tensors, inputs: Tensor, targets: 
     try:
         product, quotients, rounding = _in_double(study, parameters, inputs, targets)
     except Exception:
-        return  # a net that insists on single precision, in whatever words: a difference quotient would say little there
+        return  # a net that insists on single precision, where a difference quotient says little
     errors = [quotient - product for quotient in quotients]
     tolerance = 1e-2 * torch.maximum(product.norm(), quotients[0].norm()) + rounding
     if errors[0].norm() > tolerance and (errors[0] - errors[1]).norm() < 0.1 * errors[0].norm():

@@ -69,7 +69,11 @@ class Measurements:
             return
         columns = self.rows.setdefault((finding.table, finding.profile), {})
         for name, numbers in finding.columns.items():
-            columns.setdefault(name, self._unknown(numbers.shape[-1]))[part] = _numpy(numbers)
+            n, known = numbers.shape[-1], columns.get(name, self._unknown(0))
+            if n > known.shape[1]:  # groups of trials may have rows of unequal number
+                known = np.concatenate([known, self._unknown(n - known.shape[1])], 1)
+            known[part, :n] = _numpy(numbers)
+            columns[name] = known
 
     def spread(self, place: list[int]) -> Measurements:
         """The same for trials of which several may share a measured one: position -> measured position."""

@@ -19,8 +19,13 @@ from trainables.study import Study, Subspace
 
 
 def gradient_noise(study: Study, wanted: GradientNoise) -> Iterator[Finding]:
-    """Tr C and the noise scale; where asked for, the largest eigenvalue of C and its alignment with the Hessian."""
+    """Tr C and the noise scale; where asked for, the largest eigenvalue of C and its alignment with the Hessian.
+
+    One example has no covariance: nothing is said of it.
+    """
     of = study.group
+    if len(study.inputs) == 1:
+        return
     mean = study.by_parameter(study.curvature_gradient)
     squares = squared_deviations(of.engine, of.parameters, of.buffers, study.inputs, study.targets, mean)
     yield from _size(study, squares)
@@ -40,10 +45,8 @@ def _size(study: Study, squares: Tensor) -> Iterator[Value]:
     finite population, so both are exact where n = N.
     """
     n, total = squares.shape[1], study.group.data.dataset.train_size
-    if n == 1:
-        return
-    trace = squares.sum(1) / (n - 1) * ((total - 1) / total)
-    error = squares.std(1) * sqrt((1 - n / total) / n)
+    unbiased = squares * (n / (n - 1)) * ((total - 1) / total)
+    trace, error = unbiased.mean(1), unbiased.std(1) * sqrt((1 - n / total) / n)
     norm = study.train_gradient.double().square().sum(1)
     yield Value("gradient_covariance_trace", trace, error)
     yield Value("noise_scale", trace / norm, error / norm)

@@ -9,8 +9,8 @@ from torch.func import grad, vmap
 from trainables.engines import Engine, FusedEngine, Tensors
 from trainables.functional import functional_call
 
-GRADIENT_BYTES = 2**28
-"""What the gradients of single examples may hold at a time."""
+GRADIENT_BYTES = 2**23
+"""What the gradients of single examples may hold at a time: more leaves the caches."""
 
 
 def squared_deviations(
@@ -77,8 +77,12 @@ def _alone(engine: Engine, trial: tuple[Tensors, Tensors, Tensors], inputs: Tens
 
     try:
         gradients = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, inputs, targets)
-    except (RuntimeError, ValueError):  # a module that vmap cannot take: one example after the other
-        each = [grad(loss)(parameters, x, y) for x, y in zip(inputs, targets, strict=True)]
-        gradients = {k: torch.stack([g[k] for g in each]) for k in parameters}
-    squares = [(g - mean[k]).flatten(1).double().square().sum(1) for k, g in gradients.items()]
-    return torch.stack(squares).sum(0).detach()
+    except (RuntimeError, ValueError):  # a module that torch.func cannot take: one example after the other
+        tracked = {k: v.detach().clone().requires_grad_() for k, v in parameters.items()}
+        losses = (loss(tracked, x, y) for x, y in zip(inputs, targets, strict=True))
+        each = [torch.autograd.grad(of, list(tracked.values()), materialize_grads=True) for of in losses]
+        gradients = {k: torch.stack(of) for k, of in zip(tracked, zip(*each, strict=True), strict=True)}
+    lengths = [
+        torch.linalg.vector_norm((g - mean[k]).flatten(1), dim=1, dtype=torch.float64) for k, g in gradients.items()
+    ]
+    return torch.stack(lengths).square().sum(0).detach()

@@ -224,7 +224,8 @@ def test_parquet_of_other_types(build, tmp_path):
 @pytest.fixture
 def filled(build):
     build.plan(*(build.trial(key, pack_id="p") for key in "ab"), build.trial("c", pack_id="q"))
-    build.commit("p", build.measured("b", sparsity=0.5, provenance_id="v"), build.trial("a", seed=1, status="diverged"))
+    found = {"sparsity": 0.5, "subspace_overlap": 0.75, "subspace_overlap_bound": 0.125, "noise_scale_se": 2.0}
+    build.commit("p", build.measured("b", provenance_id="v", **found), build.trial("a", seed=1, status="diverged"))
     build.commit("p", build.measured("t", "other"), sweep="other")
     build.provenance("v")
     return build.store
@@ -237,7 +238,7 @@ def expected(store, view: str) -> list[tuple]:
 def test_export_of_trials(filled, tmp_path):
     path = export(filled, "digits", tmp_path / "it's.parquet")
     found = duckdb.read_parquet(str(path))
-    assert found.columns == [*COLUMNS["trials"], "sparsity"]
+    assert found.columns == [*COLUMNS["trials"], "sparsity", "subspace_overlap", "subspace_overlap_bound"]
     assert sorted(found.fetchall(), key=repr) == expected(filled, "trials")
     header, *lines = csv.reader(export(filled, "digits", tmp_path / "trials.csv").open(newline=""))
     assert header == found.columns
@@ -284,5 +285,5 @@ def test_an_export_can_be_imported(filled, tmp_path, name):
     done = import_trials(filled, export(filled, "digits", tmp_path / name), "copied")
     assert (done.added, done.diverged) == (2, 1)
     assert {"trial_id", "ratio", "stability", "pack_id"} <= set(done.ignored)
-    columns = "lr, batch_size, seed, arch, status, steps, test_loss, loss_gap, sparsity"
+    columns = "lr, seed, status, steps, test_loss, loss_gap, sparsity, subspace_overlap_bound, noise_scale_se"
     assert sorted(stored(filled, columns, "copied"), key=repr) == sorted(stored(filled, columns, "digits"), key=repr)

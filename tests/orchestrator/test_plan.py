@@ -16,15 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.cost import SECONDS_PER_COST, pack_costs
+from orchestrator.cost import SECONDS_PER_COST
 from orchestrator.engine import engine_of
 from orchestrator.packs import SHARED
 from orchestrator.planning import duration, plan
 from orchestrator.reconcile import Reconciliation, SweepChangedError, reconcile
 from orchestrator.sweepfile import SweepFile, load
-from trainables.registry import resolve
 from trainables.schema import CURVES, EIGENVALUES, FAILURES, PLAN, PROVENANCE, TRIALS
-from trainables.settings import Hessian, Measure
 from trainables.store import DamagedStoreError, Store, StoreError, SweepStore, new_attempt, table
 from trainables.trial import FIELDS, Trial
 
@@ -174,7 +172,7 @@ def test_limit_takes_whole_packs_and_changes_no_pack(world: _World) -> None:
     assert reconcile(sweep, world.store, limit=1).plan().sort_by(order) == every.plan().sort_by(order)
 
 
-# ---- engines and costs
+# ---- engines
 
 
 @pytest.mark.parametrize(
@@ -206,38 +204,6 @@ def test_engines_of_plug_ins_are_settled_only_when_asked_for(world: _World, monk
     assert {(p["arch"], p["engine"]) for p in asked} == {("mlp", "fused"), ("plan_plugin:net", "auto")}
     settled = reconcile(sweep, world.store).packs.to_pylist()
     assert {(p["arch"], p["engine"]) for p in settled} == {("mlp", "fused"), ("plan_plugin:net", "vmap")}
-
-
-def _cost(measure: Measure | None = None, **settings_: Any) -> float:
-    pack = {"trials": 2, "arch": "mlp", "dataset": "digits", "batch_size": 8, "epochs": 3.0, "engine": "fused"}
-    return float(pack_costs(pa.Table.from_pylist([pack | settings_]), measure or Measure(hessian=False))[0])
-
-
-def test_costs_are_counted_in_multiply_adds() -> None:
-    inputs, classes, n = 64, 10, 1437
-    linear = (inputs + 1) * classes
-    evaluated = [0.0, 3.0]
-    expected = 2 * (3 * linear * 3.0 * n + len(evaluated) * 4 * linear * n) / 1e9
-    assert _cost(arch="linear") == pytest.approx(expected)
-    assert _cost(trials=4) == pytest.approx(2 * _cost())
-    net = '{"depth":3,"name":"mlp","width":7}'
-    ratio = (65 * 7 + 2 * 8 * 7 + 8 * 10) / linear
-    assert _cost(arch=net) == pytest.approx(ratio * _cost(arch="linear"))
-    measured = Measure(hessian=Hessian(trace_probes=100, examples=50))
-    assert _cost(measured) > _cost(Measure(hessian=Hessian(trace_probes=10, examples=50))) > _cost()
-    assert _cost(engine="loop") > _cost(engine="vmap") > _cost(engine="fused")
-    assert _cost(engine="loop", batch_size=4) > _cost(engine="loop")
-    assert _cost(dataset='{"dimension":128,"name":"teacher"}') > _cost(dataset="teacher")
-
-
-def test_parameters_are_those_of_the_nets() -> None:
-    from trainables.registry import load as load_plugin
-
-    for arch in ("linear", "mlp", '{"depth":3,"name":"mlp","width":7}'):
-        resolved = resolve("arch", arch)
-        net = load_plugin(resolved.target)((64,), 10, **resolved.parameters)
-        true = sum(p.numel() for p in net.parameters())
-        assert _cost(arch=arch) / _cost(arch="linear") == pytest.approx(true / 650)
 
 
 # ---- done, resumed, extended
@@ -572,6 +538,39 @@ def test_plan_counts_everything_and_writes_nothing(world: _World) -> None:
     assert {"pack_id", "trials", "batch_size", "engine", "done", "estimated_seconds"} <= set(found.rows()[0])
 
 
+def test_plan_shows_what_share_of_the_time_measuring_takes(world: _World) -> None:
+    _sweep(world.folder, f"{GRID}, epochs: [1, 4]", "measure: {at: [1, 2], hessian: {at: []}}")
+    found = plan(world.folder / "s.yaml", world.store.root)
+    shares, rows = found.measuring, found.rows()
+    assert {*shares} == {"hessian", "losses", "gradient_noise"}
+    assert [*shares.values()] == sorted(shares.values(), reverse=True)
+    whole = sum(row["cost"] for row in rows)
+    assert sum(row["measuring_share"] * row["cost"] for row in rows) == pytest.approx(sum(shares.values()) * whole)
+    assert all(0 < row["measuring_share"] < 1 for row in rows)
+    line = found.summary().splitlines()[-1]
+    assert line.startswith(
+        f"  measuring about {sum(shares.values()):.0%} of the time: hessian {shares['hessian']:.0%}, "
+    )
+    _sweep(world.folder, f"{GRID}, epochs: [1, 4]", "measure: {at: [1, 2], hessian: false, gradient_noise: false}")
+    less = plan(world.folder / "s.yaml", world.store.root)
+    assert [*less.measuring] == ["losses"]
+    assert less.measuring["losses"] < sum(shares.values())
+
+
+def test_only_packs_that_are_to_run_have_a_share(world: _World) -> None:
+    sweep = _sweep(world.folder, f"{GRID}, epochs: [1, 2]")
+    for pack in world.reconcile(sweep).to_run[:3]:
+        world.run(pack)
+    found = plan(world.folder / "s.yaml", world.store.root)
+    shares = [row["measuring_share"] for row in found.rows()]
+    assert [share is None for share in shares] == [row["estimated_seconds"] is None for row in found.rows()]
+    assert shares[-1] == pytest.approx(sum(found.measuring.values()))
+    world.run(found.found.to_run[0])
+    done = plan(world.folder / "s.yaml", world.store.root)
+    assert done.measuring == {}
+    assert "measuring" not in done.summary()
+
+
 def test_plan_learns_how_fast_packs_run(world: _World) -> None:
     sweep = _sweep(world.folder, f"{GRID}, epochs: [1, 2]")
     first = world.reconcile(sweep)
@@ -625,7 +624,8 @@ print(time.process_time(), int(peak) * 1024 / 1e9, *{"torch", "ray"} & set(sys.m
 def _plan_alone(folder: Path, grid: str) -> list[str]:
     """CPU seconds, peak memory in GB and heavy modules of a process that plans, and nothing else."""
     (folder / "s.yaml").write_text(f"name: s\ndataset: digits\ngrid: {{{grid}}}\n")
-    command = [sys.executable, "-c", PLAN_ALONE]
+    (folder / "alone.py").write_text(PLAN_ALONE)
+    command = [sys.executable, "alone.py"]
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.split()
 
 

@@ -506,6 +506,14 @@ def test_init_writes_a_sweep_that_loads_and_replaces_nothing(tmp_path: Path) -> 
     assert path.read_text() == "mine"
 
 
+def test_what_the_starter_has_as_comments_is_right_too(tmp_path: Path) -> None:
+    text = re.sub(r"(?m)^( *)# (\w+: )", r"\1\2", init(tmp_path / "starter.yaml").read_text())
+    sweep = _load(tmp_path, text)
+    assert sweep.where is not None
+    assert sweep.measure.critical_samples
+    assert sweep.measure.endpoints
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda p: p.name)
 def test_sweeps_that_come_along_are_right(path: Path) -> None:
     assert load(path).name == path.stem

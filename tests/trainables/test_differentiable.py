@@ -97,11 +97,11 @@ def test_nets_and_losses_that_pass(arch: str, loss: str, precision: str) -> None
         check(study([trial(arch=arch, loss=loss, precision=precision)], engine))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_kinks_are_no_reason_to_refuse(seed: int) -> None:
-    """Among 64 x 2048 rectified units, one that changes sign over the step is not rare."""
-    wide = '{"dimension":784,"name":"teacher","test_size":1,"train_size":64}'
-    check(study([trial(arch='{"depth":4,"name":"mlp","width":512}', dataset=wide, seed=seed)], "fused"))
+    """Of half a million rectified units some change sign over a step of 1e-6."""
+    images = '{"dimension":256,"name":"teacher","test_size":1,"train_size":64}'
+    check(study([trial(arch="plugins:rectified", dataset=images, seed=seed)]))
 
 
 def test_a_net_that_insists_on_single_precision_passes() -> None:

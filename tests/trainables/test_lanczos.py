@@ -102,3 +102,14 @@ def test_a_zero_operator_a_non_finite_one_and_rank_one(d: int) -> None:
 def test_without_a_goal_it_takes_every_step() -> None:
     krylov = run(Matrices(with_spectrum(list(np.linspace(0, 1, 50)))[None]), 20)
     assert krylov.size.tolist() == [20]
+
+
+def test_in_single_precision_the_residual_has_what_rounding_adds() -> None:
+    """Converged far beyond float32: the reported residual is not 0 and not below the true one."""
+    matrix = with_spectrum([*np.linspace(0, 1, 290), *np.geomspace(2, 500, 10)])
+    krylov = run(Matrices(matrix.float()[None]), 60)
+    theta, residual, s = krylov.ritz
+    y = krylov.vectors(s[:, :, :5])[0].double()
+    true = (y @ matrix.float().double() - theta[0, :5, None] * y).norm(dim=1)
+    assert (residual[0, :5] >= true).all()
+    assert (residual[0, :5] <= 1e-5 * 500).all()

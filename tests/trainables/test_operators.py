@@ -1,32 +1,41 @@
-"""Hessian-vector products against closed forms and against curvlinops."""
+"""Products with the Hessian, the Gauss-Newton matrix and the covariance of the gradients, against dense matrices."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import numpy as np
 import pytest
 import torch
-from curvlinops import HessianLinearOperator
-from packs import SMALL_TEACHER, engine_for, trial
+from curvlinops import GGNLinearOperator, HessianLinearOperator
+from dense import covariance, dense, example_gradients, nets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packs import SMALL_TEACHER, engine_for, study, trial
 from torch import Tensor, nn
 
 from trainables.datasets import load_dataset
 from trainables.engines import Engine
-from trainables.operators import Hessian, gradient_and_outputs
+from trainables.operators import GaussNewton, GradientCovariance, Hessian, Operator, gradient_and_outputs
+from trainables.snapshot import Snapshot
+from trainables.stepping import advance
+from trainables.study import Study
 
 ENGINES = ["fused", "vmap", "loop"]
 TIGHT = {"rtol": 1e-8, "atol": 1e-12}
+HESSIAN_LIKE = [Hessian, GaussNewton]
+ALL = [Hessian, GaussNewton, GradientCovariance]
+MLP = '{"depth":2,"name":"mlp","width":5}'
 
 
-def dense(hessian: Hessian) -> Tensor:
-    """All Hessians as matrices, shape (trials, d, d)."""
-    trials, d = hessian.shape
-    return torch.stack([hessian @ torch.eye(d, dtype=torch.float64)[i].expand(trials, d) for i in range(d)], 2)
+def operator_of(kind: type[Operator], engine: Engine, inputs: Tensor, targets: Tensor, chunk: int = 1000) -> Operator:
+    return kind(engine, *engine.state(), inputs, targets, chunk)
 
 
-def hessian_of(engine: Engine, inputs: Tensor, targets: Tensor, chunk: int = 1000) -> Hessian:
-    return Hessian(engine, *engine.state(), inputs, targets, chunk)
+def of_study(kind: type[Operator], seen: Study) -> Operator:
+    group = seen.group
+    return kind(group.engine, group.parameters, group.buffers, seen.inputs, seen.targets, seen.chunk)
 
 
 def with_ones(inputs: Tensor) -> Tensor:
@@ -42,12 +51,13 @@ def by_weight_and_bias(blocks: Tensor, outputs: int, inputs: int) -> Tensor:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("chunk", [10, 4])
-def test_linear_regression(engine: str, chunk: int) -> None:
-    """(2/K) I (x) X'X/N, with ragged chunks 4 + 4 + 2: averaging chunk means is a classic wrong Hessian."""
+@pytest.mark.parametrize("kind", HESSIAN_LIKE)
+def test_linear_regression(kind: type[Operator], engine: str, chunk: int) -> None:
+    """G = H = (2/K) I (x) X'X/N, with ragged chunks 4 + 4 + 2: averaging chunk means is a classic wrong Hessian."""
     dataset = load_dataset("plugins:regression")
     pack = [trial(dataset="plugins:regression", arch="linear", loss="mse", seed=s) for s in range(3)]
     x, y = dataset.train_inputs[:10], dataset.train_targets[:10]
-    found = dense(hessian_of(engine_for(pack, dataset, engine), x, y.expand(3, -1, -1), chunk))
+    found = dense(operator_of(kind, engine_for(pack, dataset, engine), x, y.expand(3, -1, -1), chunk))
     gram = with_ones(x).T @ with_ones(x) / 10
     expected = by_weight_and_bias(torch.kron(torch.eye(2, dtype=torch.float64), gram), 2, 4)
     for i in range(3):
@@ -55,13 +65,14 @@ def test_linear_regression(engine: str, chunk: int) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_softmax_regression(engine: str) -> None:
-    """mean[(diag p - pp') (x) xx'], for each trial its own parameters and labels."""
+@pytest.mark.parametrize("kind", HESSIAN_LIKE)
+def test_softmax_regression(kind: type[Operator], engine: str) -> None:
+    """G = H = mean[(diag p - pp') (x) xx'], for each trial its own parameters and labels."""
     dataset = load_dataset(SMALL_TEACHER)
     pack = [trial(arch="linear", seed=s) for s in range(2)]
     state = engine_for(pack, dataset, engine)
     x, y = dataset.train_inputs[:10], dataset.train_targets[:10].expand(2, -1)
-    found = dense(hessian_of(state, x, y, chunk=4))
+    found = dense(operator_of(kind, state, x, y, chunk=4))
     p = state.outputs(*state.state(), x).softmax(-1)
     ones = with_ones(x)
     for i in range(2):
@@ -90,7 +101,7 @@ def test_deep_linear_chain(factors: list[float]) -> None:
 
     one = torch.ones(1, dtype=torch.float64)
     engine = VmapEngine([Chain(factors)], mse, Hyperparameters(one, one * 0, one * 0, (0,)))
-    found = dense(hessian_of(engine, one[:, None], one[None, :, None]))[0] / 2
+    found = dense(operator_of(Hessian, engine, one[:, None], one[None, :, None]))[0] / 2
     w, p = np.array(factors), prod(factors)
     expected = (2 * p * p - p) / np.outer(w, w)
     np.fill_diagonal(expected, p * p / w**2)
@@ -108,6 +119,15 @@ class MeanLoss(nn.Module):
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.engine.losses(outputs[None], targets[None]).mean()
+
+
+def by_curvlinops(
+    oracle: type, module: nn.Module, engine: Engine, x: Tensor, y: Tensor, vectors: Tensor | None = None
+) -> Tensor:
+    """Products with columns of shape (d, k); by default the whole matrix."""
+    operator = oracle(module, MeanLoss(engine), list(module.parameters()), [(x, y)])
+    columns = torch.eye(operator.shape[1], dtype=torch.float64) if vectors is None else vectors
+    return (operator @ columns).detach()
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse", "plugins:quartic"])
@@ -128,17 +148,127 @@ def test_agrees_with_curvlinops(arch: str, engines: list[str], loss: str) -> Non
         if name == "fused" and ":" in loss:
             continue
         engine = engine_for(pack, dataset, name)
-        hessian = hessian_of(engine, x, y.expand(2, -1), chunk=7)
-        found = dense(hessian)
+        hessian, g = (operator_of(kind, engine, x, y.expand(2, -1), chunk=7) for kind in HESSIAN_LIKE)
+        found = dense(hessian), dense(g)
         gradient, outputs = gradient_and_outputs(engine, *engine.state(), x, y.expand(2, -1), chunk=7)
         for i, member in enumerate(pack):
             module = engine_for([member], dataset, "loop").module.eval()
-            oracle = HessianLinearOperator(module, MeanLoss(engine), list(module.parameters()), [(x, y)])
-            expected = oracle @ torch.eye(oracle.shape[1], dtype=torch.float64)
-            torch.testing.assert_close(found[i], expected.detach(), rtol=1e-8, atol=1e-10)
+            for oracle, ours in zip((HessianLinearOperator, GGNLinearOperator), found, strict=True):
+                expected = by_curvlinops(oracle, module, engine, x, y)
+                torch.testing.assert_close(ours[i], expected, rtol=1e-8, atol=1e-10)
             plain = torch.autograd.grad(
                 engine.losses(module(x)[None], y[None]).mean(), list(module.parameters()), materialize_grads=True
             )
             torch.testing.assert_close(gradient[i], torch.cat([g.reshape(-1) for g in plain]), rtol=1e-9, atol=1e-12)
             torch.testing.assert_close(hessian.gradient()[i], gradient[i], rtol=1e-9, atol=1e-12)
             torch.testing.assert_close(outputs[i], module(x).detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_a_resnet_whose_running_statistics_have_moved(engine: str) -> None:
+    """H and G in evaluation mode against curvlinops, after a few steps of training."""
+    pack = [trial(dataset="digits", arch="plugins:resnet", seed=s, lr=0.2) for s in range(2)]
+    seen = study(pack, engine, examples=10, chunk=4)
+    state, before = seen.group.engine, {k: v.clone() for k, v in seen.group.buffers.items()}
+    advance(state, seen.group.data, pack, 0, 4)
+    seen = replace(seen, group=Snapshot.of(state, seen.group.data, pack, 4, 0.0))
+    moved = [k for k, v in seen.group.buffers.items() if k.endswith(("running_mean", "running_var"))]
+    assert len(moved) == 14
+    assert all((seen.group.buffers[k] - before[k]).abs().max() > 0.01 for k in moved)
+    for kind, oracle in ((Hessian, HessianLinearOperator), (GaussNewton, GGNLinearOperator)):
+        operator = of_study(kind, seen)
+        vectors = torch.randn(20, *operator.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        found = torch.stack([operator @ v for v in vectors])
+        for i, module in enumerate(nets(seen)):
+            expected = by_curvlinops(oracle, module, state, seen.inputs, seen.targets[i], vectors[:, i].T)
+            torch.testing.assert_close(found[:, i].T, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("loss", "chunk"), [("cross_entropy", 10), ("cross_entropy", 4), ("plugins:quartic", 4)])
+@pytest.mark.parametrize(
+    ("arch", "engines"),
+    [
+        ("linear", ENGINES),
+        (MLP, ENGINES),
+        *(
+            (f"plugins:{name}", ["vmap", "loop"])
+            for name in ("convnet", "with_batchnorm", "attention", "partly_frozen")
+        ),
+        ("plugins:gated", ["loop"]),
+        ("plugins:with_function", ["loop"]),
+    ],
+)
+def test_covariance_of_explicit_gradients(arch: str, engines: list[str], chunk: int, loss: str) -> None:
+    pack = [trial(arch=arch, loss=loss, seed=s, label_noise=0.3) for s in range(3)]
+    for engine in engines:
+        seen = study(pack, engine, examples=10, chunk=chunk)
+        expected = covariance(example_gradients(seen))
+        torch.testing.assert_close(dense(of_study(GradientCovariance, seen)), expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_linear_loss_has_no_gauss_newton_matrix(engine: str) -> None:
+    seen = study([trial(arch=MLP, loss="plugins:linear_loss")], engine, examples=10)
+    assert not dense(of_study(GaussNewton, seen)).any()
+    assert dense(of_study(Hessian, seen)).norm() > 0.01
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ALL)
+def test_some_of_the_trials(kind: type[Operator], engine: str) -> None:
+    """take: rows of the product; taken once more, rows of those."""
+    pack = [trial(arch=MLP, seed=s, label_noise=0.3) for s in range(5)]
+    whole = of_study(kind, study(pack, engine, chunk=20))
+    vectors = torch.randn(whole.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    product = whole @ vectors
+    for part in ([3], [4, 0, 2], [1, 1]):
+        some = whole.take(part)
+        assert some.shape == (len(part), whole.shape[1])
+        torch.testing.assert_close(some @ vectors[part], product[part], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(some.take([0]) @ vectors[part[:1]], product[part[:1]], rtol=1e-12, atol=1e-14)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(ALL),
+    st.sampled_from([(MLP, "fused"), (MLP, "vmap"), ("plugins:with_batchnorm", "vmap"), ("plugins:convnet", "loop")]),
+    st.sampled_from(["cross_entropy", "mse", "plugins:quartic"]),
+    st.integers(1, 12),
+    st.integers(0, 1000),
+)
+def test_symmetric_linear_and_of_the_right_sign(
+    kind: type[Operator], net: tuple[str, str], loss: str, chunk: int, seed: int
+) -> None:
+    """v'Aw = w'Av, A(v + cw) = Av + cAw; G and C are positive semidefinite where the loss is convex."""
+    arch, engine = net
+    operator = of_study(
+        kind, study([trial(arch=arch, loss=loss, seed=s) for s in (seed, 7)], engine, examples=11, chunk=chunk)
+    )
+    v, w = torch.randn(2, *operator.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    av, aw = operator @ v, operator @ w
+    size = av.norm() * w.norm()
+    assert ((v * aw).sum(1) - (w * av).sum(1)).abs().max() <= 1e-12 * size
+    assert (operator @ (v - 3 * w) - av + 3 * aw).abs().max() <= 1e-12 * size
+    if kind is not Hessian:
+        assert (v * av).sum(1).min() >= -1e-12 * size
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("chunk", [20, 7])
+@pytest.mark.parametrize("kind", ALL)
+def test_a_fixed_configuration_gives_the_same_bits(kind: type[Operator], chunk: int, precision: str) -> None:
+    for arch, engine in ((MLP, "fused"), (MLP, "vmap"), ("plugins:resnet", "loop")):
+        pack = [trial(dataset="digits", arch=arch, seed=s, precision=precision) for s in range(2)]
+        first, second = (of_study(kind, study(pack, engine, examples=20, chunk=chunk)) for _ in range(2))
+        vectors = torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(getattr(torch, precision))
+        product = first @ vectors
+        assert product.dtype == vectors.dtype
+        assert torch.equal(product, second @ vectors)
+        assert torch.equal(product, first @ vectors)
+
+
+def test_weight_decay_enters_none_of_them() -> None:
+    seen = study([trial(arch=MLP, weight_decay=d) for d in (0.0, 0.5)], "fused")
+    for kind in ALL:
+        without, with_ = dense(of_study(kind, seen))
+        assert torch.equal(without, with_)

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from trainables import trial as module
 from trainables.schema import MEASURED, RESERVED, check_metric_names
-from trainables.settings import Hessian, Measure, step_of
 from trainables.trial import FIELDS, WITHIN_PACK, Trial, canonical_json, field_adapter, round_lr, trial_id
 
 RESOLVED = {"arch": {"name": "linear"}, "dataset": {"name": "digits"}, "lr": 0.1, "batch_size": 8, "seed": 0}
@@ -75,36 +74,6 @@ def test_a_trial_refuses_unknown_fields_and_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         trial.lr = 2.0  # type: ignore[misc]
     assert set(WITHIN_PACK) < set(FIELDS)
-
-
-@pytest.mark.parametrize(
-    ("at", "expected"),
-    [
-        ([1, 7.5, 30], [0, 1, 7.5, 20]),
-        ({"every": 5}, [0, 5, 10, 15, 20]),
-        ({"every": 8}, [0, 8, 16, 20]),
-        ({"every": 50}, [0, 20]),
-        ({"log": 3}, [0, 5, 10, 20]),
-        ({"log": 1}, [0, 20]),
-        ([], [0, 20]),
-    ],
-)
-def test_measurement_epochs_include_the_start_and_the_endpoint(at: object, expected: list[float]) -> None:
-    assert [moment.epoch for moment in Measure(at=at).moments(20, 1000, 10).values()] == expected
-
-
-@given(st.floats(0.01, 50), st.integers(1, 3000), st.integers(1, 3000))
-def test_time_is_examples_seen(epoch: float, examples: int, batch_size: int) -> None:
-    assert abs(step_of(epoch, examples, batch_size) - epoch * examples / batch_size) <= 0.5
-
-
-def test_measure_identity_depends_on_what_is_measured() -> None:
-    assert Measure().measure_id == Measure(hessian=Hessian(top=5)).measure_id
-    assert (
-        len({m.measure_id for m in (Measure(), Measure(hessian=False), Measure(at=[1]), Measure(metrics=["a:b"]))}) == 4
-    )
-    with pytest.raises(ValidationError, match=r"package\.module:callable, not 'weight_norm'"):
-        Measure(metrics="weight_norm")
 
 
 def test_domain_types_import_neither_torch_nor_ray() -> None:
