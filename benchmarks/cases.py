@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from trainables.datasets import load_dataset
@@ -107,6 +108,7 @@ def medians(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[
 
 def prepare(threads: int) -> dict[str, object]:
     """The same threads and treatment of denormal numbers for all; returns what the figures depend on."""
+    threadpool_limits(threads)  # scipy's BLAS too, whose threads would go on spinning beside the products
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     return {"cores": len(os.sched_getaffinity(0)), "threads": threads, "torch": torch.__version__}

@@ -19,7 +19,7 @@ from trainables.trace import hutchinson, mean_and_error
 def spectrum(study: Study, wanted: Hessian) -> Iterator[Finding]:
     """Extreme eigenvalues, trace, Frobenius norm, and how the gradient lies to the top eigenvectors."""
     ends = Wanted(wanted.top, wanted.bottom, wanted.tolerance)
-    krylov = _from_signs(study, Purpose.LANCZOS, 0, wanted.max_iterations, ends)
+    krylov = lanczos(study.hessian, study.signs(Purpose.LANCZOS, 0), wanted.max_iterations, ends)
     traces = hutchinson(study.hessian, krylov, lambda k: study.signs(Purpose.TRACE, k), wanted.trace_probes)
     top = Top.of(krylov, wanted.top)
     top, traces = with_copies(study.hessian, top, traces, wanted.tolerance, wanted.max_iterations)
@@ -30,11 +30,6 @@ def spectrum(study: Study, wanted: Hessian) -> Iterator[Finding]:
     yield from _directions(study, top, krylov)
     if wanted.density:
         yield from _density(study, krylov, wanted.density)
-
-
-def _from_signs(study: Study, purpose: Purpose, index: int, steps: int, wanted: Wanted | None = None) -> Krylov:
-    start = study.signs(purpose, index)
-    return lanczos(study.hessian, start, lambda j: study.signs(purpose, index + j + 1), steps, wanted)
 
 
 def _ends(krylov: Krylov, top: Top, wanted: Hessian) -> Iterator[Finding]:
@@ -88,7 +83,7 @@ def _density(study: Study, first: Krylov, wanted: Density) -> Iterator[Finding]:
     dimension = study.hessian.shape[1]
     samples = []
     for probe in range(wanted.probes):
-        krylov = _from_signs(study, Purpose.DENSITY, probe << 16, wanted.steps) if probe else first
+        krylov = lanczos(study.hessian, study.signs(Purpose.DENSITY, probe), wanted.steps) if probe else first
         theta, _, s = krylov.ritz
         weight = s[:, 0].square()
         n = theta.shape[1]

@@ -40,13 +40,13 @@ def check(study: Study) -> None:
     first, again, apart = (_evaluate(study, parameters, inputs, targets, parts) for parts in (1, 1, 2))
     if not all(t.isfinite().all() for t in first):
         return  # a trial that is about to be recorded as diverged
-    if not all(map(torch.equal, first, again)):
+    if _differ(first, again, 1e-5):
         _refuse(
             study,
             "its outputs or losses are random in evaluation mode, so there is no one loss to differentiate",
             "let random layers follow module.eval(), as torch.nn.Dropout does",
         )
-    if any((a - b).abs().max() > 1e-4 * a.abs().max() for a, b in zip(first, apart, strict=True)):
+    if _differ(first, apart, 1e-4):
         _refuse(
             study,
             "its output for an example depends on the other examples of the batch, in evaluation mode too",
@@ -63,6 +63,11 @@ def _evaluate(study: Study, parameters: Tensors, inputs: Tensor, targets: Tensor
     outputs = [engine.outputs(parameters, buffers, x) for x in inputs.tensor_split(parts)]
     losses = [engine.losses(o, y) for o, y in zip(outputs, targets.tensor_split(parts, 1), strict=True)]
     return torch.cat(outputs, 1), torch.cat(losses, 1)
+
+
+def _differ(some: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], tolerance: float) -> bool:
+    """By more than rounding."""
+    return any(bool((a - b).abs().max() > tolerance * a.abs().max()) for a, b in zip(some, other, strict=True))
 
 
 def _check_products(study: Study, parameters: Tensors, inputs: Tensor, targets: Tensor) -> None:

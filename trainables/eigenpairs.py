@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -77,7 +76,7 @@ def with_copies(
         known = top.vectors[missing]
         inner = _Complement(operator.take(missing), known)
         start = inner.project(traces.unseen_direction[missing])
-        krylov = lanczos(inner, start, partial(_pseudo_random, start), max_iterations, Wanted(1, 0, tolerance))
+        krylov = lanczos(inner, start, max_iterations, Wanted(1, 0, tolerance))
         found = Top.of(krylov, 1)
         # what is left of H y in the span of the known is at most their own residual
         residual = (found.residuals.square() + top.residuals[missing].square().sum(1, keepdim=True)).sqrt()
@@ -116,9 +115,3 @@ class _Complement:
 
     def take(self, part: list[int]) -> _Complement:
         return _Complement(self.operator.take(part), self.known[part])
-
-
-def _pseudo_random(like: Tensor, index: int) -> Tensor:
-    """Directions for a Krylov space that is exhausted, the same for every trial."""
-    generator = torch.Generator().manual_seed(index)
-    return torch.randn(like.shape[1], generator=generator).to(like).expand_as(like)

@@ -13,7 +13,7 @@ from trainables.findings import Finding, Rows, Value
 from trainables.lanczos import Wanted, lanczos
 from trainables.operators import GradientCovariance
 from trainables.per_example import squared_deviations
-from trainables.settings import GradientNoise, Hessian
+from trainables.settings import GradientNoise
 from trainables.streams import Purpose
 from trainables.study import Study, Subspace
 
@@ -33,7 +33,7 @@ def gradient_noise(study: Study, wanted: GradientNoise) -> Iterator[Finding]:
         return
     covariance = GradientCovariance(of.engine, of.parameters, of.buffers, study.inputs, study.targets, study.chunk)
     if wanted.lambda_max:
-        yield from _largest(study, covariance, study.settings.hessian or Hessian())
+        yield from _largest(study, covariance, wanted)
     if wanted.probes and study.top is not None:
         yield from _alignment(study, covariance, study.top, squares.mean(1), wanted.probes)
 
@@ -52,11 +52,9 @@ def _size(study: Study, squares: Tensor) -> Iterator[Value]:
     yield Value("noise_scale", trace / norm, error / norm)
 
 
-def _largest(study: Study, covariance: GradientCovariance, how: Hessian) -> Iterator[Value]:
-    start = study.signs(Purpose.COVARIANCE, 0)
-    wanted = Wanted(1, 0, how.tolerance)
-    krylov = lanczos(covariance, start, lambda j: study.signs(Purpose.COVARIANCE, j + 1), how.max_iterations, wanted)
-    top = Top.of(krylov, 1)
+def _largest(study: Study, covariance: GradientCovariance, wanted: GradientNoise) -> Iterator[Value]:
+    start, one = study.signs(Purpose.COVARIANCE, 0), Wanted(1, 0, wanted.tolerance)
+    top = Top.of(lanczos(covariance, start, wanted.max_iterations, one), 1)
     yield Value("covariance_lambda_max", top.values[:, 0], top.residuals[:, 0])
 
 

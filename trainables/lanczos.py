@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -91,13 +90,13 @@ class Krylov:
         return torch.bmm(columns.transpose(1, 2).to(self.basis), self.basis)
 
     def complement(self, vectors: Tensor) -> Tensor:
-        """What is orthogonal to the basis of each trial's vector; shape (trials, dimension)."""
-        return _orthogonalise(vectors, self.basis)[0]
+        """What is orthogonal to the basis of each trial's vectors; shape (trials, count, dimension)."""
+        for _ in range(2):
+            vectors = torch.baddbmm(vectors, torch.bmm(vectors, self.basis.transpose(1, 2)), self.basis, alpha=-1)
+        return vectors
 
 
-def lanczos(
-    operator: Operator, start: Tensor, fresh: Callable[[int], Tensor], max_iterations: int, wanted: Wanted | None = None
-) -> Krylov:
+def lanczos(operator: Operator, start: Tensor, max_iterations: int, wanted: Wanted | None = None) -> Krylov:
     """Lanczos' method with full reorthogonalisation (Parlett 1998, ch. 13).
 
     Every vector is orthogonalised against its two neighbours, then against all before, and once more where much was
@@ -109,7 +108,6 @@ def lanczos(
     Args:
         operator: shape (trials, d).
         start: first directions, shape (trials, d), no zero rows.
-        fresh: iteration -> new directions, shape (trials, d).
         max_iterations: most products per trial.
         wanted: when to stop before; None: never.
     """
@@ -117,7 +115,7 @@ def lanczos(
     run = _Run(operator, start, min(max_iterations, dimension))
     finished: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     for j in range(run.steps):
-        run.advance(j, fresh)
+        run.advance(j)
         last = j + 1 == run.steps
         if last or (wanted and run.steps < dimension and (j + 1) % CHECK_EVERY == 0):
             stopping = run.stopping(j + 1, wanted, last=last)
@@ -142,7 +140,7 @@ class _Run:
         self.beta = torch.zeros_like(self.alpha)
         self.next = start / start.norm(dim=1, keepdim=True)
 
-    def advance(self, j: int, fresh: Callable[[int], Tensor]) -> None:
+    def advance(self, j: int) -> None:
         """One product, and the direction that it adds."""
         basis = self.basis
         basis[:, j] = self.next
@@ -158,7 +156,7 @@ class _Run:
         if j + 1 == self.steps:
             return
         if exhausted.any():
-            other, norm = _orthogonalise(fresh(j)[self.members], basis[:, : j + 1])
+            other, norm = _orthogonalise(_any_direction(w, j), basis[:, : j + 1])
             w, length = torch.where(exhausted[:, None], other, w), torch.where(exhausted, norm, length)
         self.next = w / length[:, None]
 
@@ -201,6 +199,12 @@ def _orthogonalise(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
         if not again.any():
             break
     return row[:, 0], length
+
+
+def _any_direction(like: Tensor, index: int) -> Tensor:
+    """Where to go on from an exhausted space, the same for every trial; normal, since signs may lie within it."""
+    generator = torch.Generator().manual_seed(index)
+    return torch.randn(like.shape[1], generator=generator, dtype=torch.float64).to(like).expand_as(like)
 
 
 def _ritz(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:

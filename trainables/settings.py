@@ -81,6 +81,8 @@ class GradientNoise(BaseModel):
     model_config = STRICT
     at: Own = None
     lambda_max: bool = False  # largest eigenvalue of C
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3  # its residual, relative to it
+    max_iterations: Annotated[int, Field(ge=2, le=2000)] = 100  # Lanczos steps for it
     probes: Annotated[int, Field(ge=0, le=100_000)] = 0  # Rademacher vectors for the alignment of C with H; 0: none
 
 
@@ -130,6 +132,12 @@ class Measure(BaseModel):
     def _metrics_are_plugins(self) -> Self:
         if bad := [m for m in self.metrics if ":" not in m]:
             raise ValueError(f"a metric is named as package.module:callable, not {bad[0]!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _alignment_needs_curvature(self) -> Self:
+        if self.gradient_noise and self.gradient_noise.probes and not self.hessian:
+            raise ValueError("gradient_noise.probes: the alignment of C with H needs hessian, which is off")
         return self
 
     def moments(self, end: float, examples: int, batch_size: int) -> dict[int, Moment]:

@@ -50,16 +50,17 @@ def _vector(engine: Engine) -> Tensor:
     return torch.cat([v.flatten(1) for v in parameters.values()], 1)
 
 
-@torch.no_grad()
 def _loss_along(study: Study, e1: Tensor, length: Tensor) -> Rows:
     """Mean loss over the curvature examples at multiples of the root-mean-square step along e1."""
-    group = study.group
     downhill = torch.where((study.train_gradient * e1).sum(1) > 0, -1, 1)
-    losses = []
-    for x in MULTIPLES:
-        moved = study.by_parameter(e1 * (x * downhill * length).to(e1)[:, None])
-        parameters = {name: v + moved[name] for name, v in group.parameters.items()}
-        outputs = [group.engine.outputs(parameters, group.buffers, part) for part in study.inputs.split(study.chunk)]
-        losses.append(group.engine.losses(torch.cat(outputs, 1), study.targets).double().mean(1))
-    value = torch.stack(losses, 1)
+    step = e1 * (downhill * length).to(e1)[:, None]
+    value = torch.stack([_loss_at(study, x * step) for x in MULTIPLES], 1)
     return Rows("profiles", {"x": torch.tensor(MULTIPLES), "value": value, "error": value * 0}, "loss_along_e1")
+
+
+@torch.no_grad()
+def _loss_at(study: Study, displacement: Tensor) -> Tensor:
+    group, moved = study.group, study.by_parameter(displacement)
+    parameters = {name: v + moved[name] for name, v in group.parameters.items()}
+    outputs = [group.engine.outputs(parameters, group.buffers, part) for part in study.inputs.split(study.chunk)]
+    return group.engine.losses(torch.cat(outputs, 1), study.targets).double().mean(1)

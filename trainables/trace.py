@@ -16,6 +16,9 @@ from trainables.lanczos import Krylov, Operator
 CONFIDENCE = 0.999
 """With which the bound on unseen eigenvalues holds."""
 
+BLOCK = 16
+"""Probes that are taken off the basis together: one pass over it for all of them."""
+
 MOST_KEPT = 64
 """Products that are kept for that bound; more sharpen it little."""
 
@@ -97,22 +100,23 @@ def hutchinson(operator: Operator, krylov: Krylov, probe: Callable[[int], Tensor
         trace, squares = _by_columns(operator, krylov.basis[:, 0])
         return Traces(trace, zero, squares.sqrt(), zero, none)
     quadratic, squared, kept = [], [], []
-    for k in range(probes):
-        v = krylov.complement(probe(k).to(none))
-        product = operator @ v
-        quadratic.append((v * product).double().sum(1))
-        squared.append(product.double().square().sum(1))
-        if k < MOST_KEPT:
+    for first in range(0, probes, BLOCK):
+        block = range(first, min(first + BLOCK, probes))
+        v = krylov.complement(torch.stack([probe(k).to(none) for k in block], 1))
+        product = torch.stack([operator @ v[:, i] for i in range(len(block))], 1)
+        quadratic.append((v * product).sum(2, dtype=torch.float64))
+        squared.append(product.square().sum(2, dtype=torch.float64))
+        if first < MOST_KEPT:
             kept.append(krylov.complement(product))
-    trace, trace_se = mean_and_error(torch.stack(quadratic))
-    square, square_se = mean_and_error(torch.stack(squared))
+    trace, trace_se = mean_and_error(torch.cat(quadratic, 1).T)
+    square, square_se = mean_and_error(torch.cat(squared, 1).T)
     frobenius = (squares + square).sqrt()
     return Traces(
         seen + trace,
         trace_se,
         frobenius,
         torch.where(frobenius > 0, square_se / (2 * frobenius), square_se),
-        torch.stack(kept, 1),
+        torch.cat(kept, 1),
     )
 
 

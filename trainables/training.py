@@ -48,6 +48,7 @@ def reproducible(threads: int) -> Iterator[None]:
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa are too few for curvature
     torch.set_flush_denormal(True)  # tiny softmax gradients would otherwise slow the products many times over
     try:
         yield

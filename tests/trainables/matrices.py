@@ -31,8 +31,7 @@ def signs(operator: Matrices, purpose: Purpose, index: int) -> Tensor:
 
 
 def run(operator: Matrices, max_iterations: int = 100, wanted: Wanted | None = None) -> Krylov:
-    start = signs(operator, Purpose.LANCZOS, 0)
-    return lanczos(operator, start, lambda j: signs(operator, Purpose.LANCZOS, j + 1), max_iterations, wanted)
+    return lanczos(operator, signs(operator, Purpose.LANCZOS, 0), max_iterations, wanted)
 
 
 def with_spectrum(eigenvalues: list[float], seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from trainables import Dataset, Probe
 from trainables.architectures import Residual
@@ -190,25 +189,6 @@ def wide_regression(root: Path) -> Dataset:
     return Dataset(x[:60], y[:60], x[60:], y[60:], num_classes=2)
 
 
-class FunctionalDropout(nn.Module):
-    """Stays active in evaluation mode."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.dropout(x, 0.5)
-
-
-def functional_dropout(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(input_shape[0], 8), FunctionalDropout(), nn.Linear(8, num_classes))
-
-
-def batch_statistics(input_shape: tuple[int, ...], num_classes: int, zero_head: bool = False) -> nn.Module:
-    """BatchNorm without running statistics."""
-    head = nn.Linear(8, num_classes)
-    if zero_head:
-        nn.init.zeros_(head.weight)
-    return nn.Sequential(nn.Linear(input_shape[0], 8), nn.BatchNorm1d(8, track_running_stats=False), head)
-
-
 class Cube(torch.autograd.Function):
     """x^3 with a backward pass that is differentiable, but out of the reach of torch.func."""
 
@@ -223,26 +203,6 @@ class Cube(torch.autograd.Function):
         return 3 * x**2 * gradient
 
 
-class DetachedCube(Cube):
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return Cube.backward(ctx, gradient.detach())
-
-
-class DetachedInput(Cube):
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 3 * x.detach() ** 2 * gradient
-
-
-class CubeOnce(Cube):
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return Cube.backward(ctx, gradient)
-
-
 class Activation(nn.Module):
     def __init__(self, function: type[torch.autograd.Function]) -> None:
         super().__init__()
@@ -252,8 +212,8 @@ class Activation(nn.Module):
         return self.function.apply(x)
 
 
-def with_function(input_shape: tuple[int, ...], num_classes: int, function: str = "Cube") -> nn.Module:
-    return nn.Sequential(nn.Linear(input_shape[0], 5), Activation(globals()[function]), nn.Linear(5, num_classes))
+def cubes(input_shape: tuple[int, ...], num_classes: int, function: type[torch.autograd.Function] = Cube) -> nn.Module:
+    return nn.Sequential(nn.Linear(input_shape[0], 5), Activation(function), nn.Linear(5, num_classes))
 
 
 class Gated(nn.Module):
@@ -295,22 +255,6 @@ def only_single(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 def linear_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return -outputs.gather(-1, targets[:, None])[:, 0]
-
-
-def partly_detached(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Focal weights that are taken for constants."""
-    losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
-    return losses * losses.detach()
-
-
-def random_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(nn.functional.dropout(outputs, 0.2), targets, reduction="none")
-
-
-def centred_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """That of an example depends on the others."""
-    losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
-    return losses / losses.mean()
 
 
 def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -368,21 +312,6 @@ def resnet(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         nn.Flatten(),
         nn.Linear(3, num_classes),
     )
-
-
-class Distances(nn.Module):
-    """From learnt centres; PyTorch knows one derivative of torch.cdist."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.centres = nn.Parameter(torch.randn(outputs, inputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return -torch.cdist(x, self.centres, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def distances(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    return Distances(input_shape[0], num_classes)
 
 
 def rectified(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:

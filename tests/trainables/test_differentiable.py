@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
@@ -25,10 +24,6 @@ ONCE = "it cannot be differentiated twice: "
 WRONG = "a Hessian product is not the change of the gradient"
 
 
-def custom(function: str) -> str:
-    return json.dumps({"name": "plugins:with_function", "function": function})
-
-
 def refusal(arch: str, loss: str = "cross_entropy", engine: str = "loop", **changes: object) -> str:
     seen = study([trial(arch=arch, loss=loss, **changes)], engine)
     with pytest.raises(CurvatureError) as refused:
@@ -39,13 +34,15 @@ def refusal(arch: str, loss: str = "cross_entropy", engine: str = "loop", **chan
 @pytest.mark.parametrize(
     ("arch", "engines", "why"),
     [
-        ("plugins:functional_dropout", ["loop"], RANDOM),
-        ("plugins:batch_statistics", ["loop", "vmap"], TOGETHER),
-        ('{"name":"plugins:batch_statistics","zero_head":true}', ["loop", "vmap"], TOGETHER),
-        (custom("DetachedCube"), ["loop"], WRONG),
-        (custom("DetachedInput"), ["loop"], WRONG),
-        (custom("CubeOnce"), ["loop"], WRONG),
-        ("plugins:distances", ["loop", "vmap"], ONCE + "the derivative for '_cdist_backward' is not implemented"),
+        ("refused:functional_dropout", ["loop"], RANDOM),
+        ("refused:augmented", ["loop"], RANDOM),
+        ("refused:always_training", ["loop"], TOGETHER),
+        ("refused:batch_statistics", ["loop", "vmap"], TOGETHER),
+        ('{"name":"refused:batch_statistics","zero_head":true}', ["loop", "vmap"], TOGETHER),
+        ("refused:detached_gradient", ["loop"], WRONG),
+        ("refused:detached_input", ["loop"], WRONG),
+        ("refused:once", ["loop"], WRONG),
+        ("refused:distances", ["loop", "vmap"], ONCE + "the derivative for '_cdist_backward' is not implemented"),
     ],
 )
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -60,7 +57,7 @@ def test_nets_that_are_refused(arch: str, engines: list[str], why: str, precisio
 @pytest.mark.parametrize("engine", ["loop", "vmap", "fused"])
 @pytest.mark.parametrize(
     ("loss", "why"),
-    [("plugins:partly_detached", WRONG), ("plugins:random_loss", RANDOM), ("plugins:centred_loss", TOGETHER)],
+    [("refused:partly_detached", WRONG), ("refused:random_loss", RANDOM), ("refused:centred_loss", TOGETHER)],
 )
 def test_losses_that_are_refused(loss: str, why: str, engine: str) -> None:
     assert why in refusal("mlp", loss, engine)
@@ -81,7 +78,7 @@ PASSING = [
     "plugins:twice",
     "plugins:single_precision_norm",
     "plugins:gated",
-    custom("Cube"),
+    "plugins:cubes",
 ]
 
 
@@ -93,7 +90,7 @@ LOSSES = ["mse", "plugins:quartic", "plugins:linear_loss"]
     ("arch", "loss"), [*((arch, "cross_entropy") for arch in PASSING), *product(["linear", *PASSING[:2]], LOSSES)]
 )
 def test_nets_and_losses_that_pass(arch: str, loss: str, precision: str) -> None:
-    for engine in ["loop"] if arch in {"plugins:gated", custom("Cube")} else ["loop", "vmap"]:
+    for engine in ["loop"] if arch in {"plugins:gated", "plugins:cubes"} else ["loop", "vmap"]:
         check(study([trial(arch=arch, loss=loss, precision=precision)], engine))
 
 
@@ -113,7 +110,7 @@ def test_few_examples_or_few_at_a_time(examples: int, chunk: int) -> None:
     check(study([trial()], examples=examples, chunk=chunk))
     if examples > 3:
         with pytest.raises(CurvatureError, match="depends on the other examples"):
-            check(study([trial(arch="plugins:batch_statistics", seed=1)], examples=examples, chunk=max(chunk, 4)))
+            check(study([trial(arch="refused:batch_statistics", seed=1)], examples=examples, chunk=max(chunk, 4)))
 
 
 def test_a_net_that_is_not_finite_is_left_to_be_recorded_as_diverged() -> None:
@@ -130,14 +127,14 @@ def test_asked_for_only_where_curvature_is(due: dict[str, bool]) -> None:
     settings = Measure.model_validate({"at": [], **due})
     allowed = nullcontext() if len(due) == 2 else pytest.raises(CurvatureError)
     with allowed:
-        run([trial(arch="plugins:functional_dropout")], "loop", settings)
+        run([trial(arch="refused:functional_dropout")], "loop", settings)
 
 
 def test_a_pack_fails_with_this_message_and_works_without_curvature(tmp_path: Path) -> None:
     refused = stored(tmp_path / "a", Measure(at=[]), "failures")
     assert [f["trial_id"] for f in refused] == ["t0", "t1"]
     assert all(f["cause"] == "exception" for f in refused)
-    assert all("CurvatureError: curvature of arch plugins:functional_dropout" in str(f["error"]) for f in refused)
+    assert all("CurvatureError: curvature of arch refused:functional_dropout" in str(f["error"]) for f in refused)
     finished = stored(tmp_path / "b", Measure(at=[], hessian=False, gradient_noise=False), "trials")
     assert [(f["trial_id"], f["status"]) for f in finished] == [("t0", "finished"), ("t1", "finished")]
     assert all(f["train_loss"] > 0 for f in finished)
@@ -148,7 +145,7 @@ def stored(store: Path, measure: Measure, name: str) -> list[dict[str, object]]:
     """Rows of a pack of two trials whose net has active dropout."""
     sweep = Store(store).sweep("s")
     key = {"sweep": "s", "measure_id": "m", "pack_id": "p", "round": 0, "engine": "loop"}
-    trials = [trial(arch="plugins:functional_dropout", seed=i) for i in range(2)]
+    trials = [trial(arch="refused:functional_dropout", seed=i) for i in range(2)]
     rows = [key | {"trial_id": f"t{i}", "slot": i} | t.model_dump() for i, t in enumerate(trials)]
     sweep.write_plan(table(rows, PLAN).replace_schema_metadata(plan_metadata(measure)))
     assert Pack.of(sweep.read_pack("p")).engine == "loop"

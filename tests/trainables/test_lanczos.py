@@ -113,3 +113,15 @@ def test_in_single_precision_the_residual_has_what_rounding_adds() -> None:
     true = (y @ matrix.float().double() - theta[0, :5, None] * y).norm(dim=1)
     assert (residual[0, :5] >= true).all()
     assert (residual[0, :5] <= 1e-5 * 500).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 16), st.integers(1, 4), st.integers(0, 500))
+def test_an_exhausted_space_is_left_for_the_rest(d: int, distinct: int, seed: int) -> None:
+    """Multiples of the identity and the like, in few dimensions: random signs soon lie in the span of what is known."""
+    eigenvalues = [float(1 + i % distinct) for i in range(d)]
+    krylov = run(Matrices(torch.stack([with_spectrum(eigenvalues, seed), torch.eye(d, dtype=torch.float64)])))
+    np.testing.assert_allclose(krylov.ritz[0][0], sorted(eigenvalues, reverse=True), atol=1e-9)
+    np.testing.assert_allclose(krylov.ritz[0][1], 1, atol=1e-9)
+    for q in krylov.basis:
+        torch.testing.assert_close(q @ q.T, torch.eye(d, dtype=torch.float64), atol=1e-9, rtol=0)

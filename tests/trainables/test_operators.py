@@ -1,4 +1,4 @@
-"""Products with the Hessian, the Gauss-Newton matrix and the covariance of the gradients, against dense matrices."""
+"""Products with H, the Gauss-Newton matrix and the gradient covariance: closed forms, plain autograd, curvlinops."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_a_resnet_whose_running_statistics_have_moved(engine: str) -> None:
             for name in ("convnet", "with_batchnorm", "attention", "partly_frozen")
         ),
         ("plugins:gated", ["loop"]),
-        ("plugins:with_function", ["loop"]),
+        ("plugins:cubes", ["loop"]),
     ],
 )
 def test_covariance_of_explicit_gradients(arch: str, engines: list[str], chunk: int, loss: str) -> None:
