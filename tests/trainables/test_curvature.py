@@ -52,18 +52,18 @@ def test_the_density_is_a_quadrature_of_the_spectrum() -> None:
 
 def test_effective_dimension_and_trace_from_many_probes() -> None:
     """d times the mean of a quadrature is the trace of a function of H, within its standard error."""
-    found = moments([trial(arch=TINY)], density={"probes": 400, "steps": 90, "z": 0.5})[-1]
+    found = moments([trial(arch=TINY)], density={"probes": 100, "steps": 90, "z": 0.5})[-1]
     eigenvalues = found.rows["density", "0"]["node"][0]  # the first rule is that of Lanczos, over the whole space
     eigenvalues = eigenvalues[np.isfinite(eigenvalues)]
     positive = eigenvalues.clip(0)
     truth = (positive / (positive + 0.5)).sum()
     value, error = found.values["effective_dimension"][0], found.errors["effective_dimension"][0]
-    assert error < 0.05 * truth
+    assert error < 0.1 * truth
     assert value == pytest.approx(truth, abs=4 * error)
     d = len(eigenvalues)
-    rules = [found.rows["density", str(p)] for p in range(400)]
+    rules = [found.rows["density", str(p)] for p in range(100)]
     traces = [d * np.nansum(r["weight"][0] * r["node"][0]) for r in rules]
-    assert np.mean(traces) == pytest.approx(eigenvalues.sum(), abs=4 * np.std(traces) / 20)
+    assert np.mean(traces) == pytest.approx(eigenvalues.sum(), abs=4 * np.std(traces) / 10)
     assert found.values["hessian_trace"][0] == pytest.approx(eigenvalues.sum(), rel=1e-8)
 
 
