@@ -111,6 +111,7 @@ def prepare(threads: int) -> dict[str, object]:
     threadpool_limits(threads)  # scipy's BLAS too, whose threads would go on spinning beside the products
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    torch.manual_seed(0)
     return {"cores": len(os.sched_getaffinity(0)), "threads": threads, "torch": torch.__version__}
 
 

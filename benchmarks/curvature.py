@@ -34,7 +34,7 @@ from torch import Tensor
 
 from trainables.eigenpairs import Top, with_copies
 from trainables.lanczos import Wanted, lanczos
-from trainables.operators import Hessian, chunk_and_group
+from trainables.operators import chunk_and_group, hessian_of
 from trainables.streams import Purpose, rademacher
 from trainables.trace import Traces, hutchinson
 
@@ -95,7 +95,7 @@ def ours_together(of: Nets, bottom: int, chunk: int) -> Ours:
         )
 
     def eigenvalues() -> tuple[Any, ...]:
-        hessian = Hessian(of.engine, of.parameters, of.buffers, of.inputs, of.targets, chunk)
+        hessian = hessian_of(of.engine, of.parameters, of.buffers, of.inputs, of.targets, chunk)
         start, wanted = signs(Purpose.LANCZOS, 0), Wanted(TOP, bottom, TOLERANCE)
         krylov = lanczos(hessian, start, MAX_ITERATIONS, wanted)
         return hessian, krylov, Top.of(krylov, TOP)
@@ -173,12 +173,18 @@ def hutchinson_probes(of: Nets, se: float) -> int:
 
 
 def xtrace_probes(rivals: Sequence[Rival], se: float) -> int:
-    """The first number whose estimates spread by no more than ``se``: four on every trial."""
-    for probes in (16, 32, 48, 64, 96, 128, 192, 256):
-        estimates = ([r.trace(probes, "xtrace") for _ in range(4)] for r in rivals)
-        if root_mean_square(np.std(e, ddof=1) for e in estimates) <= se:
-            break
-    return probes
+    """An even number whose estimates spread by ``se``: four on every trial for powers of two, interpolated between."""
+    sizes, spreads = [16], [spread_of_xtrace(rivals, 16)]
+    while spreads[-1] > se and sizes[-1] < 512:
+        sizes.append(2 * sizes[-1])
+        spreads.append(spread_of_xtrace(rivals, sizes[-1]))
+    found = np.exp(np.interp(-np.log(se), -np.log(spreads[-2:]), np.log(sizes[-2:])))
+    return 2 * round(float(found) / 2)
+
+
+def spread_of_xtrace(rivals: Sequence[Rival], probes: int) -> float:
+    estimates = ([r.trace(probes, "xtrace") for _ in range(4)] for r in rivals)
+    return root_mean_square(np.std(e, ddof=1) for e in estimates)
 
 
 def trace_seconds(of: Rival, estimator: str, probes: int) -> float:

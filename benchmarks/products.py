@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
@@ -24,7 +25,9 @@ from torch import Tensor
 from torch.func import functional_call, grad, jvp, linearize
 
 from trainables.engines import Tensors
-from trainables.operators import Hessian
+from trainables.operators import hessian_of
+
+warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")  # linearize's way
 
 Product = Callable[[Tensors], Any]
 TRIALS = (1, 2, 4, 8, 16, 64)
@@ -191,7 +194,7 @@ def convolution_products() -> Callable[[], None]:
 
 def against_products_alone(of: Nets, alone: Callable[[], None], repeats: int) -> dict[str, float]:
     """Milliseconds per trial of the library's operator and of the matrix products alone, and their quotient."""
-    hessian = Hessian(of.engine, of.parameters, of.buffers, of.inputs, of.targets, EXAMPLES)
+    hessian = hessian_of(of.engine, of.parameters, of.buffers, of.inputs, of.targets, EXAMPLES)
     v = torch.randn(hessian.shape)
     times = medians({"hvp": lambda: hessian @ v, "products_alone": alone}, repeats)
     rounded = {f"{name}_ms": round(1e3 * t / len(of.trials), 3) for name, t in times.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
@@ -14,6 +15,8 @@ import torch
 from curvlinops import HessianLinearOperator, hutchinson_trace, xtrace
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
+
+warnings.filterwarnings("ignore", "Using backward.. with create_graph")  # PyHessian's way
 
 TOP = 5
 Pairs = tuple[Sequence[float], Sequence[Tensor]]

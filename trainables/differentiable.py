@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainables.engines import Tensors
-from trainables.operators import Hessian, gradient_and_outputs
+from trainables.operators import gradient_and_outputs, hessian_of
 from trainables.streams import Purpose
 from trainables.study import Study
 
@@ -78,7 +78,7 @@ def _check_products(study: Study, parameters: Tensors, inputs: Tensor, targets: 
     """
     group = study.group
     try:
-        Hessian(group.engine, parameters, group.buffers, inputs, targets, EXAMPLES) @ study.signs(Purpose.CHECK, 0)
+        hessian_of(group.engine, parameters, group.buffers, inputs, targets, EXAMPLES) @ study.signs(Purpose.CHECK, 0)
     except RuntimeError as refusal:
         reason = str(refusal).strip().splitlines()[0]
         _refuse(
@@ -105,7 +105,7 @@ def _in_double(
     engine, direction = study.group.engine, study.signs(Purpose.CHECK, 0).double()
     parameters, buffers = ({k: _double(v) for k, v in t.items()} for t in (parameters, study.group.buffers))
     data = _double(inputs), _double(targets), EXAMPLES
-    product = Hessian(engine, parameters, buffers, *data) @ direction
+    product = hessian_of(engine, parameters, buffers, *data) @ direction
     quotients = []
     for step in STEPS:
         ends = (_moved(study, parameters, distance) for distance in (step, -step))

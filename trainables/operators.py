@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainables.engines import Engine, Tensors
+from trainables.engines import Engine, FusedEngine, Tensors
 
 GRAPH_BYTES = 2**30
 """What the graphs of one trial group may hold; together with the net it fixes how examples are chunked."""
@@ -125,6 +125,84 @@ class Hessian(Operator):
         )
 
 
+class _Layers(NamedTuple):
+    """What a product with the Hessian of a dense net needs of the forward and the backward pass.
+
+    Attributes:
+        inputs: h of each layer, shape (trials, examples, units).
+        active: where each hidden layer's units are, as 0 or 1.
+        deltas: gradient of the loss in each layer's outputs.
+        outputs: of the net.
+        slope: gradient of the loss in them, with its graph.
+    """
+
+    inputs: list[Tensor]
+    active: list[Tensor]
+    deltas: list[Tensor]
+    outputs: Tensor
+    slope: Tensor
+
+
+class DenseHessian(Operator):
+    """H of the mean loss of a dense net of ReLU layers: the same product, written out.
+
+    With z = h W' + b, the next h = relu(z) and the gradient d of the loss in z, the tangents along (V, c) are
+    Rz = h V' + Rh W' + c and, where the unit below is active, Rd W + d V; the product is Rd'h + d'Rh and the sum of Rd.
+    """
+
+    engine: FusedEngine
+
+    def _record(self, part: slice) -> _Layers:
+        with torch.no_grad():
+            inputs, active = [self.inputs[part].flatten(1).expand(self.shape[0], -1, -1)], []
+            for k, (weight, bias) in enumerate(self.engine.layers):
+                z = torch.baddbmm(self.parameters[bias][:, None], inputs[k], self.parameters[weight].mT)
+                active.append((z > 0).to(z))
+                inputs.append(z * active[k])
+        outputs = z.requires_grad_()
+        loss = self.engine.losses(outputs, self.targets[:, part]).sum() / len(self.inputs)
+        (slope,) = torch.autograd.grad(loss, outputs, create_graph=True)
+        deltas = [slope.detach()]
+        for k in range(len(active) - 1, 0, -1):
+            below = torch.bmm(deltas[0], self.parameters[self.engine.layers[k][0]].detach())
+            deltas.insert(0, below.mul_(active[k - 1]))
+        return _Layers(inputs[:-1], active[:-1], deltas, outputs, slope)
+
+    def _multiply(self, graph: _Layers, vectors: list[Tensor], *, keep: bool) -> tuple[Tensor, ...]:
+        along = dict(zip(self.parameters, vectors, strict=True))
+        with torch.no_grad():
+            tangents: list[Tensor] = []  # Rh of each layer's inputs from the second on, then of the outputs
+            for k, (weight, bias) in enumerate(self.engine.layers):
+                tangent = torch.baddbmm(along[bias][:, None], graph.inputs[k], along[weight].mT)
+                if k:
+                    tangent.baddbmm_(tangents[-1], self.parameters[weight].mT)
+                tangents.append(tangent.mul_(graph.active[k]) if k < len(graph.active) else tangent)
+        delta = _along(graph.slope, graph.outputs, tangents[-1])
+        product: Tensors = {}
+        with torch.no_grad():
+            for k in range(len(tangents) - 1, -1, -1):
+                weight, bias = self.engine.layers[k]
+                product[weight], product[bias] = torch.bmm(delta.mT, graph.inputs[k]), delta.sum(1)
+                if k:
+                    product[weight].baddbmm_(graph.deltas[k].mT, tangents[k - 1])
+                    delta = torch.bmm(delta, self.parameters[weight]).baddbmm_(graph.deltas[k], along[weight])
+                    delta.mul_(graph.active[k - 1])
+        return tuple(product[name] for name in self.parameters)
+
+
+def _along(slope: Tensor, outputs: Tensor, tangent: Tensor) -> Tensor:
+    """Derivative of the loss gradient in the outputs, kept with its graph, along a tangent; 0 for a linear loss."""
+    if not slope.requires_grad:
+        return torch.zeros_like(tangent)
+    return torch.autograd.grad(slope, outputs, tangent, retain_graph=True, materialize_grads=True)[0]
+
+
+def hessian_of(engine: Engine, *arguments: Any) -> Operator:
+    """The Hessian, its products written out where the net allows it; for arguments see :class:`Operator`."""
+    written_out = isinstance(engine, FusedEngine) and isinstance(engine.activation, nn.ReLU | nn.Identity)
+    return (DenseHessian if written_out else Hessian)(engine, *arguments)
+
+
 class _Factored(Operator):
     """A'MA, where A is the Jacobian of some function of the parameters and M is block-diagonal over examples.
 
@@ -170,9 +248,7 @@ class GaussNewton(_Factored):
             outputs = values.detach().requires_grad_()
             losses = self.engine.losses(outputs, self.targets[:, part])
             (first,) = torch.autograd.grad(losses.sum(), outputs, create_graph=True)
-        if not first.requires_grad:
-            return torch.zeros_like(tangent)
-        return torch.autograd.grad(first, outputs, tangent, materialize_grads=True)[0]
+        return _along(first, outputs, tangent)
 
 
 class GradientCovariance(_Factored):
@@ -230,7 +306,7 @@ def chunk_and_group(engine: Engine, inputs: Tensor, vectors: int) -> tuple[int, 
 
 
 def _is_faster_alone(module: nn.Module, device: torch.device) -> bool:
-    """Convolutions with stacked weights are grouped convolutions, which CPUs do slowly; see benchmarks/products.py."""
+    """Stacked convolutions gain nothing on a CPU, and their memory goes to and fro; see benchmarks/products.py."""
     return device.type == "cpu" and any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in module.modules())
 
 

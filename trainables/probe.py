@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from trainables.data import Dataset
 from trainables.engines import Tensors
-from trainables.operators import GaussNewton, GradientCovariance, Hessian, Operator, chunk_and_group
+from trainables.operators import GaussNewton, GradientCovariance, Operator, chunk_and_group, hessian_of
 from trainables.snapshot import Snapshot
 from trainables.trial import Trial
 
@@ -39,7 +40,7 @@ class Probe:
     train_targets: Tensor
     changed: Tensor
     _snapshot: Snapshot
-    _operators: dict[type[Operator], Operator] = field(default_factory=dict)
+    _operators: dict[Callable[..., Operator], Operator] = field(default_factory=dict)
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Probe:
@@ -66,11 +67,11 @@ class Probe:
 
     def gradient(self) -> Tensor:
         """Gradient of the mean training loss over the examples of the curvature measurements; shape (d,)."""
-        return self._operator(Hessian).gradient()[0]
+        return self._operator(hessian_of).gradient()[0]
 
     def hvp(self, vector: Tensor) -> Tensor:
         """Product of the Hessian of the mean loss over the same examples with a vector; shapes (d,)."""
-        return (self._operator(Hessian) @ vector[None])[0]
+        return (self._operator(hessian_of) @ vector[None])[0]
 
     def ggn_vp(self, vector: Tensor) -> Tensor:
         """Likewise of the generalized Gauss-Newton matrix."""
@@ -80,7 +81,7 @@ class Probe:
         """Likewise of the covariance of the examples' gradients."""
         return (self._operator(GradientCovariance) @ vector[None])[0]
 
-    def _operator(self, kind: type[Operator]) -> Operator:
+    def _operator(self, kind: Callable[..., Operator]) -> Operator:
         if kind not in self._operators:  # built once, when a metric first asks
             of = self._snapshot
             inputs = self.dataset.train_inputs[of.data.curvature_examples]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.operators import Hessian, gradient_and_outputs
+from trainables.operators import Operator, gradient_and_outputs, hessian_of
 from trainables.settings import Measure
 from trainables.snapshot import Snapshot
 from trainables.streams import Purpose, rademacher
@@ -116,10 +116,10 @@ class Study:
         return self.group.targets[:, self.group.data.curvature_examples]
 
     @cached_property
-    def hessian(self) -> Hessian:
+    def hessian(self) -> Operator:
         """Of the mean loss over the curvature examples."""
         of = self.group
-        return Hessian(of.engine, of.parameters, of.buffers, self.inputs, self.targets, self.chunk)
+        return hessian_of(of.engine, of.parameters, of.buffers, self.inputs, self.targets, self.chunk)
 
     @cached_property
     def curvature_gradient(self) -> Tensor:

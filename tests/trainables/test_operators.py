@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
@@ -17,23 +18,32 @@ from torch import Tensor, nn
 
 from trainables.datasets import load_dataset
 from trainables.engines import Engine
-from trainables.operators import GaussNewton, GradientCovariance, Hessian, Operator, gradient_and_outputs
+from trainables.operators import (
+    DenseHessian,
+    GaussNewton,
+    GradientCovariance,
+    Hessian,
+    Operator,
+    gradient_and_outputs,
+    hessian_of,
+)
 from trainables.snapshot import Snapshot
 from trainables.stepping import advance
 from trainables.study import Study
 
 ENGINES = ["fused", "vmap", "loop"]
 TIGHT = {"rtol": 1e-8, "atol": 1e-12}
-HESSIAN_LIKE = [Hessian, GaussNewton]
-ALL = [Hessian, GaussNewton, GradientCovariance]
+Kind = Callable[..., Operator]
+HESSIAN_LIKE: list[Kind] = [hessian_of, GaussNewton]
+ALL: list[Kind] = [*HESSIAN_LIKE, GradientCovariance]
 MLP = '{"depth":2,"name":"mlp","width":5}'
 
 
-def operator_of(kind: type[Operator], engine: Engine, inputs: Tensor, targets: Tensor, chunk: int = 1000) -> Operator:
+def operator_of(kind: Kind, engine: Engine, inputs: Tensor, targets: Tensor, chunk: int = 1000) -> Operator:
     return kind(engine, *engine.state(), inputs, targets, chunk)
 
 
-def of_study(kind: type[Operator], seen: Study) -> Operator:
+def of_study(kind: Kind, seen: Study) -> Operator:
     group = seen.group
     return kind(group.engine, group.parameters, group.buffers, seen.inputs, seen.targets, seen.chunk)
 
@@ -52,7 +62,7 @@ def by_weight_and_bias(blocks: Tensor, outputs: int, inputs: int) -> Tensor:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("chunk", [10, 4])
 @pytest.mark.parametrize("kind", HESSIAN_LIKE)
-def test_linear_regression(kind: type[Operator], engine: str, chunk: int) -> None:
+def test_linear_regression(kind: Kind, engine: str, chunk: int) -> None:
     """G = H = (2/K) I (x) X'X/N, with ragged chunks 4 + 4 + 2: averaging chunk means is a classic wrong Hessian."""
     dataset = load_dataset("plugins:regression")
     pack = [trial(dataset="plugins:regression", arch="linear", loss="mse", seed=s) for s in range(3)]
@@ -66,7 +76,7 @@ def test_linear_regression(kind: type[Operator], engine: str, chunk: int) -> Non
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", HESSIAN_LIKE)
-def test_softmax_regression(kind: type[Operator], engine: str) -> None:
+def test_softmax_regression(kind: Kind, engine: str) -> None:
     """G = H = mean[(diag p - pp') (x) xx'], for each trial its own parameters and labels."""
     dataset = load_dataset(SMALL_TEACHER)
     pack = [trial(arch="linear", seed=s) for s in range(2)]
@@ -101,7 +111,7 @@ def test_deep_linear_chain(factors: list[float]) -> None:
 
     one = torch.ones(1, dtype=torch.float64)
     engine = VmapEngine([Chain(factors)], mse, Hyperparameters(one, one * 0, one * 0, (0,)))
-    found = dense(operator_of(Hessian, engine, one[:, None], one[None, :, None]))[0] / 2
+    found = dense(operator_of(hessian_of, engine, one[:, None], one[None, :, None]))[0] / 2
     w, p = np.array(factors), prod(factors)
     expected = (2 * p * p - p) / np.outer(w, w)
     np.fill_diagonal(expected, p * p / w**2)
@@ -164,6 +174,18 @@ def test_agrees_with_curvlinops(arch: str, engines: list[str], loss: str) -> Non
             torch.testing.assert_close(outputs[i], module(x).detach(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("depth", [0, 1, 4])
+def test_written_out_and_differentiated_products_are_the_same(depth: int, loss: str) -> None:
+    arch = f'{{"depth":{depth},"name":"mlp","width":9}}' if depth else "linear"
+    seen = study([trial(arch=arch, loss=loss, seed=s) for s in range(3)], "fused", examples=20, chunk=7)
+    written, differentiated = of_study(hessian_of, seen), of_study(Hessian, seen)
+    assert isinstance(written, DenseHessian)
+    v = torch.randn(written.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(written @ v, differentiated @ v, rtol=1e-12, atol=1e-14)
+    assert isinstance(written.take([1]), DenseHessian)
+
+
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 def test_a_resnet_whose_running_statistics_have_moved(engine: str) -> None:
     """H and G in evaluation mode against curvlinops, after a few steps of training."""
@@ -175,7 +197,7 @@ def test_a_resnet_whose_running_statistics_have_moved(engine: str) -> None:
     moved = [k for k, v in seen.group.buffers.items() if k.endswith(("running_mean", "running_var"))]
     assert len(moved) == 14
     assert all((seen.group.buffers[k] - before[k]).abs().max() > 0.01 for k in moved)
-    for kind, oracle in ((Hessian, HessianLinearOperator), (GaussNewton, GGNLinearOperator)):
+    for kind, oracle in ((hessian_of, HessianLinearOperator), (GaussNewton, GGNLinearOperator)):
         operator = of_study(kind, seen)
         vectors = torch.randn(20, *operator.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         found = torch.stack([operator @ v for v in vectors])
@@ -210,12 +232,12 @@ def test_covariance_of_explicit_gradients(arch: str, engines: list[str], chunk: 
 def test_a_linear_loss_has_no_gauss_newton_matrix(engine: str) -> None:
     seen = study([trial(arch=MLP, loss="plugins:linear_loss")], engine, examples=10)
     assert not dense(of_study(GaussNewton, seen)).any()
-    assert dense(of_study(Hessian, seen)).norm() > 0.01
+    assert dense(of_study(hessian_of, seen)).norm() > 0.01
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ALL)
-def test_some_of_the_trials(kind: type[Operator], engine: str) -> None:
+def test_some_of_the_trials(kind: Kind, engine: str) -> None:
     """take: rows of the product; taken once more, rows of those."""
     pack = [trial(arch=MLP, seed=s, label_noise=0.3) for s in range(5)]
     whole = of_study(kind, study(pack, engine, chunk=20))
@@ -237,7 +259,7 @@ def test_some_of_the_trials(kind: type[Operator], engine: str) -> None:
     st.integers(0, 1000),
 )
 def test_symmetric_linear_and_of_the_right_sign(
-    kind: type[Operator], net: tuple[str, str], loss: str, chunk: int, seed: int
+    kind: Kind, net: tuple[str, str], loss: str, chunk: int, seed: int
 ) -> None:
     """v'Aw = w'Av, A(v + cw) = Av + cAw; G and C are positive semidefinite where the loss is convex."""
     arch, engine = net
@@ -249,14 +271,14 @@ def test_symmetric_linear_and_of_the_right_sign(
     size = av.norm() * w.norm()
     assert ((v * aw).sum(1) - (w * av).sum(1)).abs().max() <= 1e-12 * size
     assert (operator @ (v - 3 * w) - av + 3 * aw).abs().max() <= 1e-12 * size
-    if kind is not Hessian:
+    if kind is not hessian_of:
         assert (v * av).sum(1).min() >= -1e-12 * size
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("chunk", [20, 7])
 @pytest.mark.parametrize("kind", ALL)
-def test_a_fixed_configuration_gives_the_same_bits(kind: type[Operator], chunk: int, precision: str) -> None:
+def test_a_fixed_configuration_gives_the_same_bits(kind: Kind, chunk: int, precision: str) -> None:
     for arch, engine in ((MLP, "fused"), (MLP, "vmap"), ("plugins:resnet", "loop")):
         pack = [trial(dataset="digits", arch=arch, seed=s, precision=precision) for s in range(2)]
         first, second = (of_study(kind, study(pack, engine, examples=20, chunk=chunk)) for _ in range(2))
