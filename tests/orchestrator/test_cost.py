@@ -88,8 +88,6 @@ def test_alignment_takes_products_with_both_matrices() -> None:
         for probes in (8, 0)
     )
     assert with_it == pytest.approx(without * (9 + 11 * (8 + 5)) / 9)
-    no_directions = Measure(at=[], hessian=False, gradient_noise=GradientNoise(probes=8))
-    assert _part("gradient_noise", no_directions) == _part("gradient_noise", Measure(at=[], hessian=False))
 
 
 def test_only_the_fused_engine_need_not_write_down_every_gradient() -> None:
@@ -115,7 +113,8 @@ groups = st.fixed_dictionaries(
     {
         "hessian": st.booleans()
         | st.builds(Hessian, at=st.sampled_from([None, [], [1.0]]), density=st.just(Density())),
-        "gradient_noise": st.booleans() | st.builds(GradientNoise, at=st.sampled_from([None, []]), probes=st.just(4)),
+        "gradient_noise": st.booleans()
+        | st.builds(GradientNoise, at=st.sampled_from([None, []]), lambda_max=st.just(True)),
         "critical_samples": st.booleans(),
     }
 )
