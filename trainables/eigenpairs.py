@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from trainables.lanczos import Krylov, Operator, Wanted, lanczos
+from trainables.lanczos import Krylov, Operator, Wanted, complement, lanczos
 from trainables.trace import Traces
 
 ENOUGH_PROBES = 8
@@ -105,10 +105,7 @@ class _Complement:
         self.operator, self.known, self.shape = operator, known, operator.shape
 
     def project(self, vectors: Tensor) -> Tensor:
-        for _ in range(2):
-            coefficients = torch.bmm(vectors[:, None], self.known.transpose(1, 2))
-            vectors = torch.baddbmm(vectors[:, None], coefficients, self.known, alpha=-1)[:, 0]
-        return vectors
+        return complement(vectors[:, None], self.known)[:, 0]
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return self.project(self.operator @ vectors)

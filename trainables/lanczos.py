@@ -91,9 +91,14 @@ class Krylov:
 
     def complement(self, vectors: Tensor) -> Tensor:
         """What is orthogonal to the basis of each trial's vectors; shape (trials, count, dimension)."""
-        for _ in range(2):
-            vectors = torch.baddbmm(vectors, torch.bmm(vectors, self.basis.transpose(1, 2)), self.basis, alpha=-1)
-        return vectors
+        return complement(vectors, self.basis)
+
+
+def complement(vectors: Tensor, basis: Tensor) -> Tensor:
+    """What is orthogonal to each trial's orthonormal ``basis`` (trials, k, d) of its vectors (trials, count, d)."""
+    for _ in range(2):  # the second time takes what rounding left
+        vectors = torch.baddbmm(vectors, torch.bmm(vectors, basis.mT), basis, alpha=-1)
+    return vectors
 
 
 def lanczos(operator: Operator, start: Tensor, max_iterations: int, wanted: Wanted | None = None) -> Krylov:

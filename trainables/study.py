@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.lanczos import complement
 from trainables.operators import Operator, gradient_and_outputs, hessian_of
 from trainables.settings import Measure
 from trainables.snapshot import Snapshot
@@ -41,8 +42,7 @@ class Subspace:
 
     def project_out(self, directions: Tensor) -> Tensor:
         """(I - U'U) v of vectors of shape (trials, parameters)."""
-        inside = self.coordinates(directions)[:, None]
-        return torch.baddbmm(directions[:, None], inside, self.vectors, alpha=-1)[:, 0]
+        return complement(directions[:, None], self.vectors)[:, 0]
 
     def take(self, part: list[int]) -> Subspace:
         """Of some of the trials, or of some of them repeatedly."""

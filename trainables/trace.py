@@ -11,7 +11,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from trainables.lanczos import Krylov, Operator
+from trainables.lanczos import Krylov, Operator, complement
 
 CONFIDENCE = 0.999
 """With which the bound on unseen eigenvalues holds."""
@@ -69,8 +69,7 @@ class Traces:
     def without(self, vectors: Tensor, part: list[int]) -> Traces:
         """The same once eigenvectors in the complement are known, of shape (trials of part, k, d)."""
         products = self.products.clone()
-        inner = products[part]
-        products[part] = inner - torch.bmm(torch.bmm(inner, vectors.transpose(1, 2)), vectors)
+        products[part] = complement(products[part], vectors)
         return replace(self, products=products)
 
 
