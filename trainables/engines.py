@@ -217,7 +217,7 @@ class FusedEngine(Engine):
     @torch.no_grad()
     def step(self, inputs: Tensor, targets: Tensor, step: int) -> None:
         """See :meth:`Engine.step`."""
-        ins, pre = self._forward(inputs.flatten(2))
+        ins, pre = self.forward(self.parameters, inputs.flatten(2))
         losses, delta = self._output_gradient(pre[-1], targets)
         alive = self.mark_diverged(losses, step)
         delta.masked_fill_(~alive[:, None, None], 0)
@@ -238,22 +238,16 @@ class FusedEngine(Engine):
     def outputs(self, parameters: Tensors, buffers: Tensors, inputs: Tensor) -> Tensor:
         """See :meth:`Engine.outputs`."""
         trials = len(parameters[self.layers[0][0]])
-        h = inputs.flatten(1).expand(trials, -1, -1)
-        for k, (weight, bias) in enumerate(self.layers):
-            if k:
-                h = self.activation(h)
-            h = torch.baddbmm(parameters[bias][:, None], h, parameters[weight].transpose(1, 2))
-        return h
+        return self.forward(parameters, inputs.flatten(1).expand(trials, -1, -1))[1][-1]
 
-    def _forward(self, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, parameters: Tensors, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Inputs and pre-activations of every layer, each of shape (trials, batch, units)."""
         ins: list[Tensor] = [inputs]
         pre: list[Tensor] = []
         for weight, bias in self.layers:
             if pre:
                 ins.append(self.activation(pre[-1]))
-            w, b = self.parameters[weight], self.parameters[bias]
-            pre.append(torch.baddbmm(b[:, None], ins[-1], w.transpose(1, 2)))
+            pre.append(torch.baddbmm(parameters[bias][:, None], ins[-1], parameters[weight].transpose(1, 2)))
         return ins, pre
 
     def _output_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -154,20 +154,14 @@ class DenseHessian(Operator):
     engine: FusedEngine
 
     def _record(self, part: slice) -> _Layers:
-        with torch.no_grad():
-            inputs, active = [self.inputs[part].flatten(1).expand(self.shape[0], -1, -1)], []
-            for k, (weight, bias) in enumerate(self.engine.layers):
-                z = torch.baddbmm(self.parameters[bias][:, None], inputs[k], self.parameters[weight].mT)
-                active.append((z > 0).to(z))
-                inputs.append(z * active[k])
-        outputs = z.requires_grad_()
+        shared = self.inputs[part].flatten(1).expand(self.shape[0], -1, -1)
+        inputs, pre = self.engine.forward(self.parameters, shared)
+        outputs = pre[-1].detach().requires_grad_()
         loss = self.engine.losses(outputs, self.targets[:, part]).sum() / len(self.inputs)
         (slope,) = torch.autograd.grad(loss, outputs, create_graph=True)
-        deltas = [slope.detach()]
-        for k in range(len(active) - 1, 0, -1):
-            below = torch.bmm(deltas[0], self.parameters[self.engine.layers[k][0]].detach())
-            deltas.insert(0, below.mul_(active[k - 1]))
-        return _Layers(inputs[:-1], active[:-1], deltas, outputs, slope)
+        deltas = torch.autograd.grad(pre[-1], pre, slope.detach())
+        active = [(z > 0).to(z) for z in pre[:-1]]
+        return _Layers([h.detach() for h in inputs], active, list(deltas), outputs, slope)
 
     def _multiply(self, graph: _Layers, vectors: list[Tensor], *, keep: bool) -> tuple[Tensor, ...]:
         along = dict(zip(self.parameters, vectors, strict=True))

@@ -29,10 +29,9 @@ def squared_deviations(
     Returns:
         shape (trials, n), float64.
     """
-    size = sum(v[0].numel() * v.element_size() for v in parameters.values())
     if isinstance(engine, FusedEngine):
         return _dense(engine, parameters, inputs, targets, mean)
-    chunk = max(1, GRADIENT_BYTES // size)
+    chunk = max(1, GRADIENT_BYTES // sum(v[0].numel() * v.element_size() for v in parameters.values()))
     return torch.stack(
         [
             torch.cat([_alone(engine, trial, x, y) for x, y in zip(inputs.split(chunk), of.split(chunk), strict=True)])
@@ -43,15 +42,8 @@ def squared_deviations(
 
 def _dense(engine: FusedEngine, parameters: Tensors, inputs: Tensor, targets: Tensor, mean: Tensors) -> Tensor:
     """Of a layer the gradient is delta h', so with its mean M it is ||delta||^2 ||h||^2 - 2 delta'Mh + ||M||^2."""
-    hidden: list[Tensor] = [inputs.flatten(1).expand(len(targets), -1, -1)]
-    outputs: list[Tensor] = []
-    for weight, bias in engine.layers:
-        if outputs:
-            hidden.append(engine.activation(outputs[-1]))
-        w, b = parameters[weight].detach(), parameters[bias].detach()
-        outputs.append(torch.baddbmm(b[:, None], hidden[-1], w.transpose(1, 2)))
-        if len(outputs) == 1:
-            outputs[0].requires_grad_()
+    tracked = {k: v.detach().requires_grad_() for k, v in parameters.items()}
+    hidden, outputs = engine.forward(tracked, inputs.flatten(1).expand(len(targets), -1, -1))
     deltas = torch.autograd.grad(engine.losses(outputs[-1], targets).sum(), outputs)
     total = torch.zeros(targets.shape[:2], dtype=torch.float64, device=inputs.device)
     for (weight, bias), delta, h in zip(engine.layers, deltas, hidden, strict=True):
