@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from trainables.schedules import Timeline
 from trainables.trial import canonical_json, content_id
 
 STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -140,23 +141,22 @@ class Measure(BaseModel):
             raise ValueError("gradient_noise.probes: the alignment of C with H needs hessian, which is off")
         return self
 
-    def moments(self, end: float, examples: int, batch_size: int) -> dict[int, Moment]:
+    def moments(self, timeline: Timeline) -> dict[int, Moment]:
         """Steps at which anything is measured, ascending: their epochs, and these settings without what is not due.
 
-        Epoch e falls on step round(e * examples / batch_size). Of epochs that fall on one step the first counts; on
-        the last step, the endpoint.
+        An epoch falls on the step before which the examples seen are nearest to it. Of epochs that fall on one step
+        the first counts; on the last step, the endpoint.
         """
-        last = step_of(end, examples, batch_size)
-        common = _when(self.at, end, examples, batch_size)
+        common = _when(self.at, timeline)
         own: dict[str, dict[int, float]] = {}
         for name in GROUPS:
             group = getattr(self, name)
             if group and group.at is not None:
-                own[name] = _when(group.at, end, examples, batch_size)
+                own[name] = _when(group.at, timeline)
         epochs: dict[int, float] = {}
         for step, epoch in sorted((s, e) for when in (common, *own.values()) for s, e in when.items()):
             epochs.setdefault(step, epoch)
-        epochs[last] = end
+        epochs[timeline.steps] = timeline.end
         found = {}
         for step, epoch in sorted(epochs.items()):
             idle: dict[str, Any] = {n: False for n in GROUPS if step not in own.get(n, common)}
@@ -174,20 +174,15 @@ GROUPS = ("hessian", "gradient_noise", "critical_samples")
 """Statistics with moments of their own."""
 
 
-def step_of(epoch: float, examples: int, batch_size: int) -> int:
-    """The step at which ``epoch`` epochs of ``examples`` examples have been seen."""
-    return round(epoch * examples / batch_size)
-
-
-def _when(at: Moments, end: float, examples: int, batch_size: int) -> dict[int, float]:
+def _when(at: Moments, timeline: Timeline) -> dict[int, float]:
     """Steps and their epochs, the start and the endpoint included."""
-    last = step_of(end, examples, batch_size)
+    last, end = timeline.steps, timeline.end
     epochs = at if isinstance(at, list) else at.epochs(end)
     early = [] if isinstance(at, list) else at.steps()
     found = {last: end}
     for epoch in sorted({0.0, *(e for e in epochs if e < end)}):
-        found.setdefault(step_of(epoch, examples, batch_size), epoch)
+        found.setdefault(timeline.step_at(epoch), epoch)
     for step in early:
         if step < last:
-            found.setdefault(step, step * batch_size / examples)
+            found.setdefault(step, timeline.epoch(step))
     return found

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from trainables.schedules import Timeline, timeline
 from trainables.settings import (
     GROUPS,
     At,
@@ -19,8 +20,11 @@ from trainables.settings import (
     Measure,
     Moment,
     Moments,
-    step_of,
 )
+
+
+def constant(epochs: float, examples: int, batch_size: int) -> Timeline:
+    return timeline("constant", batch_size, examples, epochs, None)
 
 
 @pytest.mark.parametrize(
@@ -39,12 +43,7 @@ from trainables.settings import (
     ],
 )
 def test_measurement_epochs_include_the_start_and_the_endpoint(at: Any, expected: list[float]) -> None:
-    assert [moment.epoch for moment in Measure(at=at).moments(20, 1000, 10).values()] == expected
-
-
-@given(st.floats(0.01, 50), st.integers(1, 3000), st.integers(1, 3000))
-def test_time_is_examples_seen(epoch: float, examples: int, batch_size: int) -> None:
-    assert abs(step_of(epoch, examples, batch_size) - epoch * examples / batch_size) <= 0.5
+    assert [moment.epoch for moment in Measure(at=at).moments(constant(20, 1000, 10)).values()] == expected
 
 
 def _due(moments: dict[int, Moment]) -> dict[str, list[int]]:
@@ -61,7 +60,7 @@ def test_each_group_has_its_own_moments() -> None:
         critical_samples=CriticalSamples(),
         metrics=["a:b"],
     )
-    moments = measure.moments(2, 100, 10)
+    moments = measure.moments(constant(2, 100, 10))
     assert [*moments] == [0, 1, 2, 4, 8, 10, 20]
     assert _due(moments) == {
         "hessian": [0, 1, 2, 4, 8, 20],
@@ -75,7 +74,7 @@ def test_each_group_has_its_own_moments() -> None:
 
 def test_moments_that_fall_on_one_step_are_one() -> None:
     """Steps of 0.5 epochs: 0.6 and 0.7 fall on step 1, 1.9 on the last."""
-    moments = Measure(at=[0.1, 0.6, 0.7, 1.9], hessian=Hessian(at=[0.7])).moments(2, 100, 50)
+    moments = Measure(at=[0.1, 0.6, 0.7, 1.9], hessian=Hessian(at=[0.7])).moments(constant(2, 100, 50))
     assert {step: moment.epoch for step, moment in moments.items()} == {0: 0, 1: 0.6, 4: 2}
     assert _due(moments)["hessian"] == [0, 1, 4]
 
@@ -98,39 +97,49 @@ measures = st.builds(
 )
 
 
-def _expected(at: Moments, end: float, examples: int, batch_size: int) -> set[int]:
-    last = step_of(end, examples, batch_size)
-    epochs = at if isinstance(at, list) else at.epochs(end)
+def _expected(at: Moments, time: Timeline) -> set[int]:
+    epochs = at if isinstance(at, list) else at.epochs(time.end)
     early = [] if isinstance(at, list) or not at.early_steps else [2**k for k in range(12) if 2**k <= at.early_steps]
-    regular = {step_of(e, examples, batch_size) for e in epochs if e < end}
-    return {0, last} | regular | {s for s in early if s < last}
+    regular = {time.step_at(e) for e in epochs if e < time.end}
+    return {0, time.steps} | regular | {s for s in early if s < time.steps}
 
 
-@given(measures, st.floats(1, 40), st.integers(20, 2000), st.integers(1, 20))
-def test_every_group_is_due_at_its_moments_at_the_start_and_at_the_end(
-    measure: Measure, end: float, examples: int, batch_size: int
-) -> None:
-    moments = measure.moments(end, examples, batch_size)
-    steps, last = [*moments], step_of(end, examples, batch_size)
+SCHEDULES = ["constant", '{"cosine":{},"of":"lr"}', '{"cyclic":{"period":4},"of":"batch_size"}']
+timelines = st.builds(
+    timeline,
+    st.sampled_from(SCHEDULES),
+    batch_size=st.integers(1, 20),
+    train_size=st.integers(20, 2000),
+    epochs=st.floats(1, 40),
+    max_steps=st.none(),
+)
+
+
+@given(measures, timelines)
+def test_every_group_is_due_at_its_moments_at_the_start_and_at_the_end(measure: Measure, time: Timeline) -> None:
+    moments = measure.moments(time)
+    steps = [*moments]
     assert steps == sorted({*steps})
-    assert (steps[0], steps[-1]) == (0, last)
-    assert (moments[0].epoch, moments[last].epoch) == (0, end)
-    assert all(abs(step - m.epoch * examples / batch_size) <= 0.5 + 1e-9 * step for step, m in moments.items())
+    assert (steps[0], steps[-1]) == (0, time.steps)
+    assert (moments[0].epoch, moments[time.steps].epoch) == (0, time.end)
+    for step, moment in [*moments.items()][:-1]:
+        distance = abs(time.examples(step) - moment.epoch * time.train_size)
+        assert distance <= 0.5 * max(time.batch(step), time.batch(max(step - 1, 0))) + 1e-6
     epochs = [m.epoch for m in moments.values()]
     assert epochs == sorted(epochs)
-    due, common = _due(moments), _expected(measure.at, end, examples, batch_size)
+    due, common = _due(moments), _expected(measure.at, time)
     expected = {"metrics": common if measure.metrics else set()}
     for group in GROUPS:
         wanted = getattr(measure, group)
-        own = common if not wanted or wanted.at is None else _expected(wanted.at, end, examples, batch_size)
+        own = common if not wanted or wanted.at is None else _expected(wanted.at, time)
         expected[group] = own if wanted else set()
     assert {name: {*found} for name, found in due.items()} == expected
     assert {*steps} == common.union(*expected.values())
 
 
-@given(measures, st.floats(1, 40), st.integers(20, 2000), st.integers(1, 20))
-def test_what_is_due_is_measured_as_it_was_asked_for(measure: Measure, end: float, examples: int, size: int) -> None:
-    for moment in measure.moments(end, examples, size).values():
+@given(measures, timelines)
+def test_what_is_due_is_measured_as_it_was_asked_for(measure: Measure, time: Timeline) -> None:
+    for moment in measure.moments(time).values():
         for group in GROUPS:
             assert getattr(moment.due, group) in (getattr(measure, group), False)
         assert moment.due.metrics in (measure.metrics, ())
@@ -138,7 +147,7 @@ def test_what_is_due_is_measured_as_it_was_asked_for(measure: Measure, end: floa
 
 @given(st.integers(1, 3000), st.integers(1, 4000))
 def test_early_steps_are_the_powers_of_two_below_the_end(early: int, last: int) -> None:
-    found = [*Measure(at=At(early_steps=early)).moments(1, last, 1)]
+    found = [*Measure(at=At(early_steps=early)).moments(constant(1, last, 1))]
     assert found == [0, *(2**k for k in range(13) if 2**k <= early and 2**k < last), last]
 
 
