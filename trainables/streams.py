@@ -7,6 +7,7 @@ never to change. Streams of one seed do not depend on the batch size, so trials 
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +31,20 @@ class Purpose(IntEnum):
     COVARIANCE = 11
     ALIGNMENT = 12
     CHECK = 13
+    INPUT_NOISE = 14
+    PIXELS = 15
+    GRADIENT_NOISE = 16
+    AUGMENTATION = 17
+    TRAIN_SUBSET = 18
+    NUDGE = 19
+    DROPOUT = 20
 
 
-def words(seed: int, purpose: Purpose, n: int, block: int = 0, index: int = 0) -> NDArray[np.uint64]:
-    """``n`` uniform 64-bit words of stream ``(seed, purpose)``, from the start of ``(block, index)``."""
-    return np.random.Philox(key=[seed, int(purpose)], counter=[0, 0, index, block]).random_raw(n)
+def words(seed: int, purpose: Purpose, n: int, block: int = 0, index: int = 0, start: int = 0) -> NDArray[np.uint64]:
+    """``n`` uniform 64-bit words of stream ``(seed, purpose)``, from position ``start`` of ``(block, index)``."""
+    counter, skipped = divmod(start, 4)  # a counter gives four words
+    philox = np.random.Philox(key=[seed, int(purpose)], counter=[counter, 0, index, block])
+    return philox.random_raw(skipped + n)[skipped:]
 
 
 def uniforms(raw: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -42,10 +52,13 @@ def uniforms(raw: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def normals(seed: int, purpose: Purpose, n: int, block: int = 0, index: int = 0) -> NDArray[np.float64]:
-    """``n`` independent standard normal numbers, by Box and Muller's transform."""
-    u = uniforms(words(seed, purpose, 2 * n, block, index)).reshape(2, n)
-    return np.asarray(np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1]))
+def normals(
+    seed: int, purpose: Purpose, n: int, block: int = 0, index: int = 0, start: int = 0, stop: int | None = None
+) -> NDArray[np.float64]:
+    """``n`` independent standard normal numbers, or those from ``start`` to ``stop``, by Box and Muller's transform."""
+    count = (n if stop is None else stop) - start
+    u, v = (uniforms(words(seed, purpose, count, block, index, offset + start)) for offset in (0, n))
+    return np.asarray(np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v))
 
 
 def init_seed(seed: int) -> int:
@@ -58,9 +71,15 @@ def layer_seed(seed: int, step: int) -> int:
     return int(words(seed, Purpose.LAYERS, 1, step)[0] >> np.uint64(1))
 
 
+@lru_cache(maxsize=128)
 def permutation(seed: int, epoch: int, n: int) -> Indices:
-    """Order in which epoch ``epoch`` visits ``n`` examples; shape (n,)."""
+    """Order in which epoch ``epoch`` visits ``n`` examples; shape (n,), kept, so not to be changed."""
     return np.argsort(words(seed, Purpose.ORDER, n, epoch), kind="stable")
+
+
+def subset(n: int, size: int) -> Indices:
+    """The first ``size`` of a fixed permutation of ``n`` examples, the same for every trial, in ascending order."""
+    return np.sort(np.argsort(words(0, Purpose.SUBSET, n), kind="stable")[:size])
 
 
 def draws(seed: int, epoch: int, n: int) -> Indices:
