@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trainables.registry import Teacher, resolve, train_size
+from orchestrator.sizes import size
+from trainables.registry import example_shape
+from trainables.registry import train_size as known_size
+from trainables.schedules import Timeline, timeline
 from trainables.settings import GROUPS, GradientNoise, Hessian, Measure
 
 SECONDS_PER_COST = 0.035
@@ -29,18 +33,20 @@ TEST_SHARE = 0.25
 """Usual size of a test set, in training sets."""
 
 FORWARD, TRAINING, HESSIAN, COVARIANCE, SEARCH = 1, 3, 6, 5, 3
-"""Multiply-adds per parameter and example: of a pass, a training step, products with H and with C, and a step of the
-search for another class.
+"""Passes over an example that take as long: a forward pass, a training step, products with H and with C, and a step of
+the search for another class.
 """
 
 DEVIATIONS = {"fused": 9, "vmap": 70, "loop": 70}
 """The same of the gradients' distances from their mean; only the fused engine need not write each gradient down."""
 
+_LENGTH = ("dataset", "train_size", "batch_size", "epochs", "max_steps", "schedule")
+
 PARTS = ("losses", *GROUPS)
 """What measuring consists of: what is always measured, and each group of statistics."""
 
 UNKNOWN_SIZE = 10_000
-UNKNOWN_PARAMETERS = 100_000
+UNKNOWN_MULTIPLY_ADDS = 100_000
 UNKNOWN_CALL = 1.0
 
 
@@ -61,24 +67,19 @@ class Costs:
         """Counts them.
 
         Args:
-            packs: trials, engine, arch, dataset, batch_size and epochs.
+            packs: trials, engine, and the settings that they share.
             measure: what is measured of every trial.
         """
-        n = per_distinct(packs, ["dataset"], _train_size)
-        parameters = per_distinct(packs, ["arch", "dataset"], _parameters)
+        multiply_adds = per_distinct(packs, ["arch", "dataset"], _multiply_adds)
         overhead = per_distinct(packs, ["engine"], lambda engine: STEP_OVERHEAD.get(engine, STEP_OVERHEAD["vmap"]))
-        epochs, batch_size = packs["epochs"].to_numpy(), packs["batch_size"].to_numpy()
-        training = epochs * n * (TRAINING * parameters + overhead / batch_size)
-
-        def passes(dataset: str, *rest: Any) -> list[float]:
-            return _measuring(measure, _train_size(dataset), *rest)
-
-        measuring = per_distinct(packs, ["dataset", "batch_size", "epochs", "engine"], passes).reshape(-1, len(PARTS))
+        steps, examples = per_distinct(packs, [*_LENGTH, "sampler"], _steps_and_examples).reshape(-1, 2).T
+        training = TRAINING * multiply_adds * examples + overhead * steps
+        measuring = per_distinct(packs, [*_LENGTH, "engine"], lambda *of: _measuring(measure, *of))
         is_call = per_distinct(packs, ["engine"], lambda engine: engine == "call")
         unit = packs["trials"].to_numpy() / 1e9
         return cls(
             np.where(is_call, UNKNOWN_CALL * packs["trials"].to_numpy(), unit * training),
-            np.where(is_call, 0.0, unit * parameters)[:, None] * measuring,
+            np.where(is_call, 0.0, unit * multiply_adds)[:, None] * measuring.reshape(-1, len(PARTS)),
         )
 
     @property
@@ -98,15 +99,40 @@ def per_distinct(packs: pa.Table, names: Sequence[str], function: Callable[..., 
     return np.array(values)[inverse]
 
 
-def _measuring(measure: Measure, n: int, batch_size: int, epochs: float, engine: str) -> list[float]:
-    """Multiply-adds per parameter of each of PARTS, for one trial."""
-    moments = measure.moments(epochs, n, batch_size).values()
-    once = _at_once(measure, n, batch_size, engine)
+def _timeline(
+    dataset: str, train_size: int | None, batch_size: int, epochs: float | None, max_steps: int | None, schedule: str
+) -> Timeline:
+    """Of a trial; of a data set of unknown size a guess."""
+    n = train_size or known_size(dataset) or max(UNKNOWN_SIZE, batch_size, ceil(batch_size / (epochs or 1)))
+    return timeline(schedule, batch_size, n, epochs, max_steps)
+
+
+def largest_batch(kind: Mapping[str, Any]) -> int:
+    """Examples in the largest step of a trial."""
+    time = _timeline(*(kind[name] for name in _LENGTH))
+    if kind["sampler"] == "full":
+        return time.train_size
+    return time.batch(0) if kind["schedule"] == "constant" else max(map(time.batch, range(time.steps)))
+
+
+def _steps_and_examples(*length_and_sampler: Any) -> tuple[int, int]:
+    """Steps of a trial, and examples in all their passes."""
+    *length, sampler = length_and_sampler
+    time = _timeline(*length)
+    return time.steps, time.steps * time.train_size if sampler == "full" else time.examples(time.steps)
+
+
+def _measuring(measure: Measure, *length_and_engine: Any) -> list[float]:
+    """Passes of one example of each of PARTS, for one trial."""
+    *length, engine = length_and_engine
+    time = _timeline(*length)
+    moments = measure.moments(time).values()
+    once = _at_once(measure, time.train_size, time.batch(0), engine)
     return [cost * sum(part == "losses" or bool(getattr(m.due, part)) for m in moments) for part, cost in once.items()]
 
 
 def _at_once(measure: Measure, n: int, batch_size: int, engine: str) -> dict[str, float]:
-    """Multiply-adds per parameter of each of PARTS at one moment."""
+    """Passes of one example of each of PARTS at one moment."""
     hessian, noise, critical = measure.hessian, measure.gradient_noise, measure.critical_samples
     examples = min(n, (hessian or Hessian()).examples)
     return {
@@ -134,26 +160,8 @@ def _gradient_noise(wanted: GradientNoise, hessian: Hessian | Literal[False], ex
     return float((deviations + largest + alignment) * examples)
 
 
-def _train_size(dataset: str) -> int:
-    return train_size(dataset) or UNKNOWN_SIZE
-
-
-def _parameters(arch: str, dataset: str) -> float:
-    """Parameters of a built-in net; a round number for any other."""
-    net, (inputs, classes) = resolve("arch", arch).identity, _shape(dataset)
-    if net["name"] == "linear":
-        return (inputs + 1) * classes
-    if net["name"] != "mlp":
-        return UNKNOWN_PARAMETERS
-    width: int = net["width"]
-    depth: int = net["depth"]
-    return (inputs + 1) * width + (depth - 1) * (width + 1) * width + (width + 1) * classes
-
-
-def _shape(dataset: str) -> tuple[int, int]:
-    """Inputs and classes."""
-    resolved = resolve("dataset", dataset)
-    if resolved.identity["name"] == "teacher":
-        teacher = Teacher(**resolved.parameters)
-        return teacher.dimension, teacher.classes
-    return 64, 10
+def _multiply_adds(arch: str, dataset: str) -> float:
+    """Of a forward pass of one example; a round number for plug-ins."""
+    example = example_shape(dataset)
+    net = size(arch, *example) if example else None
+    return net.multiply_adds if net else UNKNOWN_MULTIPLY_ADDS

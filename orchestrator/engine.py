@@ -1,26 +1,98 @@
-"""Which engine trains a pack: a fixed rule, decided once and written into the plan."""
+"""How a pack is computed: fixed rules, decided once and written into the plan."""
 
 from __future__ import annotations
 
-from trainables.registry import can_fuse
-from trainables.trial import Trial
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from orchestrator.cost import SECONDS_PER_COST, largest_batch
+from orchestrator.sizes import Size, size
+from orchestrator.sweepfile import SweepFile
+from trainables import stacking
+from trainables.registry import BUILT_IN, batch_statistics, can_fuse, example_shape
+
+KEPT = 3
+"""What a step keeps of every number that modules put out: itself, its gradient, and what its backward pass needs."""
+
+COPIES = 4
+"""Parameters, their gradient, and what an optimizer remembers."""
+
+LOOP_SECONDS = 30
+"""Trials that go one after the other gain nothing from company: packs of them are about so long."""
 
 
-def engine_of(arch: str, loss: str, call: str | None, wanted: str) -> str:
-    """``call`` for a trial of the user's own, the engine wanted, ``fused`` where it applies, else ``auto``."""
-    if call is not None:
-        return "call"
-    if wanted != "auto":
-        return wanted
-    return "fused" if can_fuse(arch, loss) else "auto"
+@dataclass(frozen=True)
+class Computation:
+    """How the packs of one kind of trials are computed.
+
+    Attributes:
+        engine: loop, vmap, fused, or call; auto where that is yet to be tried out.
+        physical_batch_size: most examples of a trial in one forward pass; None: the whole minibatch.
+        max_trials: most trials of a pack.
+    """
+
+    engine: str
+    physical_batch_size: int | None
+    max_trials: int
 
 
-def settle(arch: str, dataset: str, loss: str, precision: str) -> str:
-    """What ``auto`` means for these plug-ins: tries them out, with torch."""
+def computation(kind: dict[str, Any], sweep: SweepFile, *, settle: bool) -> Computation:
+    """Decides it for trials of one kind.
+
+    Args:
+        kind: the settings that they share, the ``cost`` of one of them in the loop, see :mod:`orchestrator.cost`, and
+            whether it is ``alone``.
+        sweep: its ``pack`` and ``resources``.
+        settle: try out plug-ins, with torch.
+    """
+    most = sweep.pack.max_trials
+    if kind["call"] is not None:
+        return Computation("call", None, most)
+    example = example_shape(kind["dataset"])
+    net = size(kind["arch"], *example) if example else None
+    engine: str = sweep.pack.engine
+    if engine == "auto":
+        engine = _engine(kind, net, on_gpu=sweep.resources.gpu > 0, settle=settle)
+    batch = largest_batch(kind)
+    width = 8 if kind["precision"] == "float64" else 4
+    memory = sweep.pack.memory * 2**30
+    per_example = KEPT * width * net.activations if net else 0
+    physical = sweep.pack.physical_batch_size or _physical(kind["arch"], batch, memory, per_example)
+    if engine == "loop":
+        return Computation(engine, physical, min(most, max(1, ceil(LOOP_SECONDS / (kind["cost"] * SECONDS_PER_COST)))))
+    if net is None:
+        return Computation(engine, physical, most)
+    per_trial = min(batch, physical or batch) * per_example + COPIES * width * net.parameters
+    return Computation(engine, physical, max(1, min(most, int(memory // per_trial))))
+
+
+def _engine(kind: dict[str, Any], net: Size | None, *, on_gpu: bool, settle: bool) -> str:
+    if can_fuse(kind["arch"], kind["loss"]):
+        return "fused"
+    if net is None or kind["loss"] not in BUILT_IN["loss"]:
+        return _settled(kind, on_gpu=on_gpu) if settle else "auto"
+    if net.convolves and kind["alone"] and not on_gpu:
+        return "loop"
+    work = net.multiply_adds * largest_batch(kind)
+    return "vmap" if stacking.pays(work, convolves=net.convolves, on_gpu=on_gpu) else "loop"
+
+
+def _physical(arch: str, batch: int, memory: float, per_example: int) -> int | None:
+    """Examples in a pass that fit memory: all, or as few as must be; a multiple of ghost batches."""
+    if batch * per_example <= memory:
+        return None
+    coupled = batch_statistics(arch)
+    if coupled is None:
+        return None
+    return max(1, int(memory // per_example) // coupled) * coupled
+
+
+def _settled(kind: dict[str, Any], *, on_gpu: bool) -> str:
+    """The engine that a plug-in turns out to allow."""
     from trainables.engines import choose_engine
+    from trainables.trial import Trial
 
-    return choose_engine(
-        Trial.model_validate(
-            {"arch": arch, "dataset": dataset, "loss": loss, "precision": precision, "lr": 1e-3, "batch_size": 1}
-        )
-    )
+    given = {name: kind[name] for name in ("arch", "dataset", "loss", "precision")}
+    trial = Trial.model_validate(given | {"lr": 1e-3, "batch_size": largest_batch(kind)})
+    return choose_engine(trial, on_gpu=on_gpu)

@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from orchestrator.axes import MAX_POINTS
 from orchestrator.explain import did_you_mean
-from trainables.registry import resolve, train_size
+from orchestrator.sizes import size as size_of
+from trainables.registry import example_shape, resolve, train_size
+from trainables.schedules import step_of
 from trainables.schema import CONFIGURATION
-from trainables.settings import step_of
 from trainables.trial import FIELDS, REFERENCES, SEMANTICS, canonical_json, identity_fields, round_lr
 
 if TYPE_CHECKING:
@@ -162,23 +163,58 @@ def _broken_rates(axes: Axes) -> Iterator[Finding]:
 
 
 def _empty_or_oversized(axes: Axes, where: str | None) -> Iterator[Finding]:
+    rows = points(axes)
     try:
-        what = "DISTINCT dataset, batch_size, epochs, call IS NULL AS trained"
-        runs = _select(points(axes), what, where).sort_by("batch_size").to_pylist()
+        runs = _select(rows, f"DISTINCT {', '.join(_LENGTH)}", where).sort_by("batch_size").to_pylist()
+        kinds = _select(rows, f"DISTINCT {', '.join(_KIND)}", where).to_pylist()
     except duckdb.Error as error:
         yield Finding("where", None, f"the condition cannot be evaluated: {_first_line(error)}")
         return
     if not runs:
         yield Finding("where", None, f"no point is left: the condition holds for none of {size(axes):,}")
     for run in runs:
-        n = train_size(run["dataset"]) if run["trained"] else None  # a trial of the user's own has its own data
-        batch_size, epochs = run["batch_size"], run["epochs"]
-        if n is not None and batch_size > n:
-            text = f"batch size {batch_size} exceeds the training set of {run['dataset']}: at most {n} is allowed"
-            yield Finding("batch_size", batch_size, text)
-        elif n is not None and step_of(epochs, n, batch_size) == 0:
-            text = f"{epochs:g} epochs of {n} examples are not one step at batch size {batch_size}"
-            yield Finding("epochs", epochs, f"{text}: more than {0.5 * batch_size / n:.2g} are needed")
+        if run["call"] is None:  # a trial of the user's own has its own data
+            yield from _length_findings(run)
+    for kind in kinds:
+        if kind["call"] is None:
+            yield from _kind_findings(kind)
+
+
+_LENGTH = ("dataset", "train_size", "batch_size", "epochs", "max_steps", "call")
+_KIND = ("arch", "dataset", "augment", "optimizer", "momentum", "call")
+
+
+def _length_findings(run: Mapping[str, Any]) -> Iterator[Finding]:
+    """What does not go with the size of the training set, where that is known."""
+    whole, part, batch_size = train_size(run["dataset"]), run["train_size"], run["batch_size"]
+    if whole is not None and part is not None and part > whole:
+        yield Finding("train_size", part, f"train_size {part}: {run['dataset']} has {whole} training examples")
+        return
+    n = whole if part is None else part
+    if n is None:
+        return
+    if batch_size > n:
+        text = f"batch size {batch_size} exceeds the training set of {run['dataset']}: at most {n} is allowed"
+        yield Finding("batch_size", batch_size, text)
+    elif run["epochs"] is not None and step_of(run["epochs"], n, batch_size) == 0:
+        text = f"{run['epochs']:g} epochs of {n} examples are not one step at batch size {batch_size}"
+        yield Finding("epochs", run["epochs"], f"{text}: more than {0.5 * batch_size / n:.2g} are needed")
+
+
+def _kind_findings(kind: Mapping[str, Any]) -> Iterator[Finding]:
+    """Settings that do not go together."""
+    if resolve("optimizer", kind["optimizer"]).name == "adam" and kind["momentum"]:
+        yield Finding("momentum", kind["momentum"], f"momentum {kind['momentum']:g}: adam has beta1 instead; set 0")
+    example = example_shape(kind["dataset"])
+    if example is None:
+        return
+    try:
+        size_of(kind["arch"], *example)
+    except ValueError as error:
+        yield Finding("arch", kind["arch"], f"arch {kind['arch']} cannot take data set {kind['dataset']}: {error}")
+    if kind["augment"] != "none" and len(example[0]) != 3:
+        text = f"augment {kind['augment']} needs images (channels, height, width); an example of {kind['dataset']}"
+        yield Finding("augment", kind["augment"], f"{text} has shape {example[0]}")
 
 
 def _condition_error(where: str) -> str | None:

@@ -60,7 +60,7 @@ class Reconciliation:
         packs = self.overview.take(pc.index_in(self.placed["pack_id"], self.overview["pack_id"]))
         trials = self.grid.take(self.placed["row"])
         columns = {name: trials[name] for name in trials.column_names}
-        columns |= {name: packs[name] for name in ("pack_id", "round", "engine", "cost")}
+        columns |= {name: packs[name] for name in ("pack_id", "round", "engine", "physical_batch_size", "cost")}
         columns |= {"slot": self.placed["slot"], "sweep": pa.repeat(pa.scalar(self.files.name), len(packs))}
         planned = pa.table(columns).select(PLAN.names).cast(PLAN)
         if not self.files.plan_path.exists():
@@ -153,7 +153,8 @@ def _difference(files: SweepStore, sweep: SweepFile) -> str:
 _LEAN: dict[str, Any] = {"threads": min(4, os.cpu_count() or 1), "preserve_insertion_order": False}
 
 _STORED = {
-    "plan": "SELECT trial_id, pack_id, round, engine, cost, measure_id <> '{measure_id}' AS differs FROM rows",
+    "plan": "SELECT trial_id, pack_id, round, engine, physical_batch_size, cost, "
+    "measure_id <> '{measure_id}' AS differs FROM rows",
     "trials": f"SELECT trial_id, pack_id, slot, measure_id = '{{measure_id}}' AND {DONE} AS done FROM rows",
     "failures": "SELECT trial_id, pack_id, round, attempt, cause FROM rows WHERE measure_id = '{measure_id}'",
 }
@@ -204,14 +205,14 @@ _OVERVIEW = f"""
     SELECT pack_id, coalesce(any_value(standing.round), 0) AS round, count(*) AS trials,
         count(*) FILTER (state = 'done') AS done, count(*) FILTER (state = 'failed') AS failed,
         bool_or(state = 'pending') AS to_run, coalesce(any_value(engine), 'unknown') AS engine,
-        coalesce(any_value(cost), 0.0) AS cost, {_SHARED}
+        any_value(physical_batch_size) AS physical_batch_size, coalesce(any_value(cost), 0.0) AS cost, {_SHARED}
     FROM standing ANTI JOIN copied USING (row) JOIN grid USING (row)
-        LEFT JOIN (SELECT DISTINCT pack_id, engine, cost FROM plan) USING (pack_id)
+        LEFT JOIN (SELECT DISTINCT pack_id, engine, physical_batch_size, cost FROM plan) USING (pack_id)
     WHERE state IN ('done', 'pending', 'failed') GROUP BY pack_id
     UNION ALL BY NAME SELECT *, 0 AS done, 0 AS failed, true AS to_run FROM formed
     UNION ALL BY NAME
     SELECT pack_id, any_value(round) AS round, count(*) AS trials, 0 AS done, 0 AS failed, false AS to_run,
-        'reuse' AS engine, 0.0 AS cost, {_SHARED}
+        'reuse' AS engine, NULL::BIGINT AS physical_batch_size, 0.0 AS cost, {_SHARED}
     FROM copied JOIN grid USING (row) GROUP BY pack_id
     ORDER BY cost DESC, pack_id"""
 

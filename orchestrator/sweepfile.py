@@ -12,7 +12,7 @@ from orchestrator.axes import check_value, expand_axis
 from orchestrator.explain import explain, unknown_key
 from orchestrator.grid import COLUMNS, RATES, Axes, Finding, findings
 from orchestrator.source import Place, Problem, Source, SweepFileError, read
-from trainables.registry import can_fuse, resolve
+from trainables.registry import batch_statistics, can_fuse, resolve
 from trainables.settings import GROUPS, STRICT, At, CriticalSamples, Density, GradientNoise, Hessian, Measure
 from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.store import SWEEP_NAME
@@ -34,11 +34,13 @@ class Resources(BaseModel):
 
 
 class Packing(BaseModel):
-    """How trials are trained together."""
+    """How trials are trained together, and what a step may hold in memory."""
 
     model_config = STRICT
     max_trials: Annotated[int, Field(ge=1, le=4096)] = 64
     engine: Engine = "auto"
+    memory: Annotated[float, Field(gt=0)] = 4.0  # GiB for what the trials of a pack keep during a step
+    physical_batch_size: Annotated[int, Field(ge=1)] | None = None  # examples in one forward pass; null: as fits memory
 
 
 class SweepFile(BaseModel):
@@ -140,7 +142,9 @@ _UNIONS: dict[Place, str] = {
         if place[:1] == ("measure",) and place[-1] in {*GROUPS, "density"}
     },
 }
+_ALIASES = {"steps": "max_steps"}  # a column of `trials` already says how many steps were taken
 _TRAIN = [name for name in COLUMNS if name != "dataset"]
+_LENGTHS = ("epochs", "max_steps")
 _JUDGED = [*ERROR_COLUMN, *OF_ENDPOINT, "loss_gap", "accuracy_gap", "stability"]
 
 
@@ -174,13 +178,27 @@ class _Settings:
         axes, where = self.axes(), data.get("where")
         found = findings(axes, where if isinstance(where, str) else None)
         problems = [self.source.problem(self._place(f), f.text) for f in found]
-        if isinstance(pack := data.get("pack"), dict) and pack.get("engine") == "fused":
+        pack = data.get("pack")
+        problems += self._whole_batches(axes, pack) if isinstance(pack, dict) else []
+        if isinstance(pack, dict) and pack.get("engine") == "fused":
             unfit = [(a, loss) for a in axes["arch"] for loss in axes["loss"] if not can_fuse(a, loss)]
             if unfit:
                 text = "pack.engine: 'fused' is for arch linear or mlp with loss cross_entropy or mse"
                 text = f"{text}, not {unfit[0][0]} with {unfit[0][1]}; auto picks what fits"
                 problems.append(self.source.problem(("pack", "engine"), text))
         return problems
+
+    def _whole_batches(self, axes: Axes, pack: dict[str, Any]) -> list[Problem]:
+        """A minibatch whose statistics a net uses cannot be cut."""
+        physical = pack.get("physical_batch_size")
+        coupled = [arch for arch in axes["arch"] if batch_statistics(arch) is None]
+        if not isinstance(physical, int) or not coupled:
+            return []
+        text = (
+            f"pack.physical_batch_size: {coupled[0]} normalizes over the whole minibatch, which cannot be cut without "
+            f"changing it; set ghost_batch to {physical} for statistics of parts, or another norm"
+        )
+        return [self.source.problem(("pack", "physical_batch_size"), text)]
 
     def _place(self, finding: Finding) -> Place:
         grid, field = self.checked["grid"], finding.field
@@ -193,11 +211,11 @@ class _Settings:
 
     def _train(self, section: dict[str, Any]) -> dict[str, Any]:
         checked = {}
-        for field, value in section.items():
-            place = ("train", field)
+        for key, value in section.items():
+            place, field = ("train", key), _ALIASES.get(key, key)
             if field not in _TRAIN:
                 self._report(place, f"train: {unknown_key(field, _TRAIN)}", on_key=True)
-            elif isinstance(value, list) or (isinstance(value, dict) and "name" not in value):
+            elif isinstance(value, list) or (isinstance(value, dict) and "name" not in value and field != "schedule"):
                 self._report(place, f"train.{field}: one value is needed; an axis stands under grid")
             else:
                 checked[field] = self._value(place, field, value)
@@ -205,8 +223,8 @@ class _Settings:
 
     def _grid(self, section: dict[str, Any]) -> dict[str, list[Any]]:
         checked: dict[str, list[Any]] = {}
-        for field, axis in section.items():
-            place = ("grid", field)
+        for key, axis in section.items():
+            place, field = ("grid", key), _ALIASES.get(key, key)
             if field not in COLUMNS:
                 self._report(place, f"grid: {unknown_key(field, COLUMNS)}", on_key=True)
                 continue
@@ -233,6 +251,8 @@ class _Settings:
                 self._report(("grid", field), f"grid.{field}: also given {section}; keep one of the two", on_key=True)
         if "dataset" not in data and "dataset" not in grid:
             self._report((), "dataset is required: a built-in name or package.module:callable")
+        if {*_LENGTHS} <= {_ALIASES.get(key, key) for key in (*fixed, *grid)}:
+            self._report((), "epochs and steps are both given: one of them says how long a trial is")
         rates = [name for name in RATES if name in fixed or name in grid]
         if len(rates) != 2:
             text = f"two of {', '.join(RATES)} are needed (ratio = lr / batch_size), here or under train"
@@ -240,6 +260,8 @@ class _Settings:
 
     def _value(self, place: Place, field: str, value: Any) -> Any:
         try:
+            if value is None and field in _LENGTHS:
+                raise ValueError("a number is needed")
             return check_value(field, value)
         except ValueError as error:
             self._report(place, f"{'.'.join(str(p) for p in place if isinstance(p, str))}: {error}")
@@ -251,6 +273,8 @@ class _Settings:
 
 def _axes(fixed: dict[str, Any], grid: dict[str, list[Any]]) -> Axes:
     defaults = {name: field.default for name, field in Trial.model_fields.items() if not field.is_required()}
+    if "max_steps" in fixed or "max_steps" in grid:
+        defaults["epochs"] = None
     return {field: [value] for field, value in (defaults | fixed).items()} | grid
 
 

@@ -37,13 +37,13 @@ def critical_samples(study: Study, wanted: CriticalSamples) -> Iterator[Value]:
     if not dataset.is_classification or study.test_outputs.shape[-1] < 2:
         return
     order = np.argsort(words(0, Purpose.SUBSET, len(dataset.test_inputs)), kind="stable")[: wanted.examples]
-    centres = dataset.test_inputs[torch.from_numpy(order).to(dataset.test_inputs.device)]
-    searches = [_Search.of(net, centres, study.chunk) for net in _nets(study)]
+    centres = group.inputs.test(torch.from_numpy(order).to(dataset.test_inputs.device))
+    searches = [_Search.of(net, own, study.chunk) for net, own in zip(_nets(study), centres, strict=True)]
     for iteration in range(wanted.iterations):
-        noise = _noise(study, centres, iteration) if wanted.noise else {}
+        noise = _noise(study, centres[0], iteration) if wanted.noise else {}
         for search, trial in zip(searches, group.trials, strict=True):
             search.advance(wanted, noise.get(trial.seed))
-    found = torch.tensor([len(centres) - len(s.rows) for s in searches], dtype=torch.float64)
+    found = torch.tensor([len(order) - len(s.rows) for s in searches], dtype=torch.float64)
     yield Value(
         "critical_sample_ratio", found / len(order), standard_error(found, len(order), len(dataset.test_inputs))
     )

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import sqrt
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trainables.streams import Purpose, words
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+CHUNK = 256
+"""Examples taken to double precision at once."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +78,34 @@ class Dataset:
         """N, the number of training examples."""
         return len(self.train_inputs)
 
+    @cached_property
+    def input_moments(self) -> tuple[float, float]:
+        """Mean and standard deviation over all numbers of the training inputs together."""
+        parts, numbers = self.train_inputs.split(CHUNK), self.train_inputs.numel()
+        mean = sum(float(part.double().sum()) for part in parts) / numbers
+        variance = sum(float((part.double() - mean).square_().sum()) for part in parts) / numbers
+        return mean, sqrt(variance)
+
+    def first(self, n: int) -> Dataset:
+        """The first ``n`` training examples of one fixed random order, the whole test set.
+
+        Of two such sets the smaller is the beginning of the larger; example i is the same in both.
+
+        Raises:
+            ValueError: for more examples than there are.
+        """
+        if not 1 <= n <= self.train_size:
+            raise ValueError(
+                f"train_size {n}: the training set has {self.train_size} examples: allowed are 1 to {self.train_size}"
+            )
+        order = np.argsort(words(0, Purpose.TRAIN_SUBSET, self.train_size), kind="stable")[:n]
+        return replace(self, train_inputs=self.train_inputs[order], train_targets=self.train_targets[order])
+
     def sha256(self) -> str:
         """Hash over all tensors: types, shapes and bytes."""
         digest = hashlib.sha256()
         for tensor in (self.train_inputs, self.train_targets, self.test_inputs, self.test_targets):
             array = tensor.detach().cpu().contiguous().numpy()
             digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(array.tobytes())
+            digest.update(array.ravel().data)
         return digest.hexdigest()

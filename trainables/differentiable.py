@@ -7,7 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from trainables.engines import Tensors
+from trainables.engine import Tensors
 from trainables.operators import gradient_and_outputs, hessian_of
 from trainables.streams import Purpose
 from trainables.study import Study
@@ -35,7 +35,7 @@ def check(study: Study) -> None:
             missing; or they are not those of the loss (a backward pass of one's own that is not differentiable).
     """
     most = max(2, min(EXAMPLES, study.chunk))
-    inputs, targets = study.inputs[:most], study.targets[:, :most]
+    inputs, targets = study.inputs[:, :most], study.targets[:, :most]
     parameters = _moved(study, study.group.parameters, AWAY)
     first, again, apart = (_evaluate(study, parameters, inputs, targets, parts) for parts in (1, 1, 2))
     if not all(t.isfinite().all() for t in first):
@@ -59,8 +59,8 @@ def check(study: Study) -> None:
 def _evaluate(study: Study, parameters: Tensors, inputs: Tensor, targets: Tensor, parts: int) -> tuple[Tensor, Tensor]:
     """Outputs and losses, of so many parts apart."""
     engine, buffers = study.group.engine, study.group.buffers
-    parts = min(parts, len(inputs))
-    outputs = [engine.outputs(parameters, buffers, x) for x in inputs.tensor_split(parts)]
+    parts = min(parts, inputs.shape[1])
+    outputs = [engine.outputs(parameters, buffers, x) for x in inputs.tensor_split(parts, 1)]
     losses = [engine.losses(o, y) for o, y in zip(outputs, targets.tensor_split(parts, 1), strict=True)]
     return torch.cat(outputs, 1), torch.cat(losses, 1)
 
@@ -104,12 +104,13 @@ def _in_double(
     """A product and its difference quotients in float64, and the size of what rounding may add to them."""
     engine, direction = study.group.engine, study.signs(Purpose.CHECK, 0).double()
     parameters, buffers = ({k: _double(v) for k, v in t.items()} for t in (parameters, study.group.buffers))
-    data = _double(inputs), _double(targets), EXAMPLES
-    product = hessian_of(engine, parameters, buffers, *data) @ direction
+    inputs, targets = _double(inputs), _double(targets)
+    product = hessian_of(engine, parameters, buffers, inputs, targets, EXAMPLES) @ direction
     quotients = []
     for step in STEPS:
         ends = (_moved(study, parameters, distance) for distance in (step, -step))
-        up, down = (gradient_and_outputs(engine, end, buffers, *data)[0] for end in ends)
+        chunks = [(inputs, targets)]
+        up, down = (gradient_and_outputs(engine, end, buffers, chunks, inputs.shape[1])[0] for end in ends)
         quotients.append((up - down) / (2 * step * _scale(parameters)))
     return product, quotients, 1e-12 * up.norm() / (STEPS[0] * _scale(parameters))
 

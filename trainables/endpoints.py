@@ -27,7 +27,7 @@ from safetensors.numpy import save
 
 from trainables.schema import FORMAT
 from trainables.store import DamagedStoreError
-from trainables.trial import FIELDS, Trial, canonical_json
+from trainables.trial import Trial, canonical_json
 
 _KEY = "isoratio"  # one entry: several come out in any order, and equal endpoints should be equal files
 
@@ -81,4 +81,4 @@ def read(path: Path, trial_ids: Collection[str]) -> dict[str, Endpoint]:
 
 
 def _endpoint(about: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Endpoint:
-    return Endpoint(Trial(**{k: about[k] for k in FIELDS if k in about}), tensors, tuple(about["buffers"]))
+    return Endpoint(Trial.of_row(about), tensors, tuple(about["buffers"]))

@@ -12,22 +12,24 @@ from trainables.study import Study
 
 
 def training_set(study: Study) -> Iterator[Value]:
-    """Losses, accuracies and margins over the training set, clean and changed labels apart, and the gradient's norm.
+    """Losses, accuracies and margins over the training set, clean and corrupted examples apart; the gradient's norm.
 
-    Without label noise what concerns changed labels is NaN; without classes only losses and the norm are given.
+    An example is corrupted where noise has changed its label or replaced its input. What concerns examples that there
+    are none of is NaN; without classes only losses and the norm are given.
     """
     group, outputs = study.group, study.train_outputs
     losses = group.engine.losses(outputs, group.targets).double()
     yield Value("train_loss", losses.mean(1), 0.0)
-    yield Value("clean_loss", _mean(losses, ~group.changed), 0.0)
-    yield Value("corrupted_loss", _mean(losses, group.changed), 0.0)
+    yield Value("clean_loss", _mean(losses, ~group.corrupted), 0.0)
+    yield Value("corrupted_loss", _mean(losses, group.corrupted), 0.0)
     yield Value("gradient_norm", study.train_gradient.double().norm(dim=1), 0.0)
     dataset = group.data.dataset
     if dataset.is_classification:
         predicted = outputs.argmax(-1)
         right = (predicted == group.targets).double()
         yield Value("train_accuracy", right.mean(1), 0.0)
-        yield Value("clean_accuracy", _mean(right, ~group.changed), 0.0)
+        yield Value("clean_accuracy", _mean(right, ~group.corrupted), 0.0)
+        yield Value("corrupted_accuracy", _mean(right, group.corrupted), 0.0)
         yield Value("memorized", _mean(right, group.changed), 0.0)
         yield Value("recovered", _mean((predicted == dataset.train_targets).double(), group.changed), 0.0)
         yield from _margins("train_margin", outputs, group.targets)

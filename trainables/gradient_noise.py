@@ -24,7 +24,7 @@ def gradient_noise(study: Study, wanted: GradientNoise) -> Iterator[Finding]:
     One example has no covariance: nothing is said of it.
     """
     of = study.group
-    if len(study.inputs) == 1:
+    if study.inputs.shape[1] == 1:
         return
     mean = study.by_parameter(study.curvature_gradient)
     squares = squared_deviations(of.engine, of.parameters, of.buffers, study.inputs, study.targets, mean)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainables.datasets import load_dataset
+from trainables.datasets import dataset_of
 from trainables.endpoints import Endpoint
-from trainables.engines import MEMBER, Engine, Tensors
+from trainables.engine import Engine, Tensors
+from trainables.engines import start
+from trainables.loop import MEMBER
 from trainables.operators import chunk_and_group
 from trainables.snapshot import PackData
-from trainables.training import reproducible, start
+from trainables.training import reproducible
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,12 @@ def line(a: Endpoint, b: Endpoint, engine: str, alphas: Sequence[float], device:
     Raises:
         ValueError: the trials' net no longer has the parameters that were stored.
     """
-    dataset, dtype = load_dataset(a.trial.dataset), getattr(torch, a.trial.precision)
+    dataset, dtype = dataset_of(a.trial), getattr(torch, a.trial.precision)
     points: list[Point] = []
     with reproducible(torch.get_num_threads()), torch.no_grad():
         data = PackData.of(dataset, [a.trial], 1, dtype, device)
-        net = start([a.trial], engine, data, dtype, device)
+        like = torch.zeros(1, dtype=dtype, device=device)
+        net = start([a.trial], engine, dataset.input_shape, dataset.num_classes, like)
         parameters, buffers = net.state()
         ends = [_state(end, parameters | buffers, device) for end in (a, b)]
         chunk, size = chunk_and_group(net, data.dataset.train_inputs, 1)
@@ -64,8 +67,9 @@ def line(a: Endpoint, b: Endpoint, engine: str, alphas: Sequence[float], device:
             weights = torch.tensor(part, dtype=torch.float64, device=device)
             mixed = {name: _between(ends[0][name], ends[1][name], weights) for name in ends[0]}
             state = {k: mixed[k] for k in parameters}, {k: mixed[k] for k in buffers}
-            train = _loss_and_accuracy(net, state, data.dataset.train_inputs, data.targets[0], chunk)
-            test = _loss_and_accuracy(net, state, data.dataset.test_inputs, data.dataset.test_targets, chunk)
+            everything = slice(None)
+            train = _loss_and_accuracy(net, state, data.inputs.training(everything)[0], data.targets[0], chunk)
+            test = _loss_and_accuracy(net, state, data.inputs.test(everything)[0], data.dataset.test_targets, chunk)
             points += [Point(*row) for row in zip(part, *train, *test, strict=True)]
     return points
 
@@ -93,9 +97,10 @@ def _loss_and_accuracy(
     net: Engine, state: tuple[Tensors, Tensors], inputs: Tensor, targets: Tensor, chunk: int
 ) -> tuple[list[float], list[float]]:
     """Means over the examples, one of each per net of the stack."""
+    trials = len(next(iter(state[0].values())))
     losses, right = [], []
     for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
-        outputs = net.outputs(*state, x)
+        outputs = net.outputs(*state, x.expand(trials, *x.shape))
         finite = outputs.isfinite().all(-1)
         outputs = outputs.where(finite[..., None], 0)  # a loss may refuse what is not finite
         wanted = y.expand(len(outputs), *y.shape)

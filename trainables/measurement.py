@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from trainables.critical import critical_samples
 from trainables.curvature import spectrum
@@ -22,6 +24,7 @@ from trainables.schema import TAKEN, metric_values
 from trainables.settings import Measure
 from trainables.sgd_steps import next_steps, sgd_steps
 from trainables.snapshot import Snapshot
+from trainables.stepping import Stepper
 from trainables.study import Study, Subspace
 from trainables.trace import MOST_KEPT
 from trainables.units import flat_units
@@ -33,36 +36,70 @@ class Memory:
 
     Attributes:
         top: their top eigenvectors, once measured.
+        slots: the places of these trials in the pack.
         checked: whether their loss is known to have curvature.
     """
 
     top: Subspace | None = None
+    slots: list[int] = field(default_factory=list)
     checked: bool = False
 
+    def before(self, slots: list[int]) -> Subspace | None:
+        """What was measured before of the trials at these places."""
+        return self.top.take([self.slots.index(slot) for slot in slots]) if self.top else None
 
-def measure(snapshot: Snapshot, due: Measure, memory: Memory) -> Measurements:
-    """Measures every trial; trials are taken in groups that fit memory, and no number depends on the grouping."""
+
+def measure(snapshot: Snapshot, due: Measure, memory: Memory, stepper: Stepper) -> Measurements:
+    """Measures every trial of a snapshot; they are taken in groups that fit memory, on which no number depends.
+
+    Args:
+        snapshot: some or all trials of the pack.
+        due: what to measure.
+        memory: of these very trials.
+        stepper: takes the next steps, for statistics that compare them with the curvature.
+    """
     chunk, size = chunk_and_group(snapshot.engine, snapshot.data.dataset.train_inputs, _vectors(due))
     measured, place = _distinct(snapshot, due)
     if (due.hessian or due.gradient_noise) and not memory.checked:
         check(Study(snapshot.take([0]), due, chunk))
         memory.checked = True
-    steps = next_steps(snapshot, due.hessian.sgd_steps) if due.hessian else []
+    steps = next_steps(stepper, snapshot.step, due.hessian.sgd_steps) if due.hessian else []
     result, tops = Measurements(len(measured)), []
     for start in range(0, len(measured), size):
         part = list(range(start, min(start + size, len(measured))))
         chosen = [measured[i] for i in part]
-        before = memory.top.take(chosen) if memory.top else None
-        study = Study(snapshot.take(chosen), due, chunk, before, [step[chosen] for step in steps])
+        group = snapshot.take(chosen)
+        study = Study(group, due, chunk, memory.before(group.slots), [step[group.slots] for step in steps])
         for finding in _built_in(study):
             result.add(finding, part)
         tops += [study.top] if study.top else []
     result = result.spread(place)
-    memory.top = Subspace.join(tops).take(place) if tops else memory.top
+    if tops:
+        memory.top, memory.slots = Subspace.join(tops).take(place), snapshot.slots
     if due.metrics:
-        alive = snapshot.alive.cpu().numpy() & np.isfinite(result.values["train_loss"])
-        _measure_plugins(result, snapshot, due.metrics, alive.nonzero()[0].tolist())
+        _measure_plugins(result, snapshot, due.metrics)
     return result
+
+
+@torch.no_grad()
+def look(snapshot: Snapshot, statistic: str) -> Tensor:
+    """``train_loss`` or ``train_accuracy`` of every trial, and nothing else; shape (trials,)."""
+    chunk, size = chunk_and_group(snapshot.engine, snapshot.data.dataset.train_inputs, 1)
+    found = []
+    for start in range(0, len(snapshot.trials), size):
+        group = snapshot.take(list(range(start, min(start + size, len(snapshot.trials)))))
+        study = Study(group, Measure(), chunk)
+        found.append(torch.cat([_seen(study, statistic, *batch) for batch in study.training_set()], 1).mean(1))
+    return torch.cat(found)
+
+
+def _seen(study: Study, statistic: str, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Of each example, shape (trials, n), float64."""
+    of = study.group
+    outputs = of.engine.outputs(of.parameters, of.buffers, inputs)
+    if statistic == "train_loss":
+        return of.engine.losses(outputs, targets).double()
+    return (outputs.argmax(-1) == targets).double()
 
 
 def _built_in(study: Study) -> Iterator[Finding]:
@@ -96,14 +133,14 @@ def _distinct(snapshot: Snapshot, due: Measure) -> tuple[list[int], list[int]]:
     if snapshot.step or (due.hessian and due.hessian.sgd_steps):
         everyone = list(range(len(snapshot.trials)))
         return everyone, everyone
-    keys = [(t.seed, t.label_noise) for t in snapshot.trials]
+    keys = [(t.seed, t.label_noise, t.input_noise) for t in snapshot.trials]
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     measured = sorted(first.values())
     return measured, [measured.index(first[key]) for key in keys]
 
 
-def _measure_plugins(result: Measurements, snapshot: Snapshot, metrics: tuple[str, ...], alive: list[int]) -> None:
-    for i in alive:
+def _measure_plugins(result: Measurements, snapshot: Snapshot, metrics: tuple[str, ...]) -> None:
+    for i in np.isfinite(result.values["train_loss"]).nonzero()[0].tolist():
         probe = Probe.of(snapshot.take([i]))
         try:
             found = [pair for m in metrics for pair in metric_values(f"metric {m}", load(m)(probe), TAKEN).items()]

@@ -7,14 +7,15 @@ fixed examples, in evaluation mode, weight decay excluded.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainables.engines import Engine, FusedEngine, Tensors
+from trainables.engine import Engine, Tensors, take
+from trainables.fused import FusedEngine
 
 GRAPH_BYTES = 2**30
 """What the graphs of one trial group may hold; together with the net it fixes how examples are chunked."""
@@ -39,8 +40,8 @@ class Operator(ABC):
         engine: whose net and loss.
         parameters: stacked, each of shape (trials, ...).
         buffers: likewise.
-        inputs: shared by all trials, shape (n, ...).
-        targets: per trial, shape (trials, n[, outputs]).
+        inputs: shape (trials, n, ...), expanded where trials share them.
+        targets: shape (trials, n[, outputs]).
         chunk: most examples in one graph.
 
     Attributes:
@@ -56,7 +57,7 @@ class Operator(ABC):
         self.inputs, self.targets, self.chunk = inputs, targets, chunk
         self.shape = (targets.shape[0], sum(v[0].numel() for v in parameters.values()))
         self._values = list(self.parameters.values())
-        self._recorded = self._record(slice(None)) if len(inputs) <= chunk else None
+        self._recorded = self._record(slice(None)) if inputs.shape[1] <= chunk else None
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product for every trial; vectors and result of shape (trials, parameters)."""
@@ -68,13 +69,18 @@ class Operator(ABC):
 
     def gradient(self) -> Tensor:
         """Gradient of the mean loss, shape (trials, parameters)."""
-        arguments = (self.parameters, self.buffers, self.inputs, self.targets, self.chunk)
-        return gradient_and_outputs(self.engine, *arguments)[0]
+        batches = in_chunks(self.inputs, self.targets, self.chunk)
+        return gradient_and_outputs(self.engine, self.parameters, self.buffers, batches, self._n)[0]
 
     def take(self, part: list[int]) -> Self:
         """The same for some of the trials."""
         parameters, buffers = ({k: v[part] for k, v in t.items()} for t in (self.parameters, self.buffers))
-        return type(self)(self.engine, parameters, buffers, self.inputs, self.targets[part], self.chunk)
+        data = take(self.inputs, part), take(self.targets, part)
+        return type(self)(self.engine, parameters, buffers, *data, self.chunk)
+
+    @property
+    def _n(self) -> int:
+        return self.inputs.shape[1]
 
     @abstractmethod
     def _record(self, part: slice) -> Any:
@@ -86,13 +92,13 @@ class Operator(ABC):
 
     def _outputs(self, part: slice) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            return self.engine.outputs(self.parameters, self.buffers, self.inputs[part])
+            return self.engine.outputs(self.parameters, self.buffers, self.inputs[:, part])
 
     def _graphs(self) -> Iterator[Any]:
         if self._recorded is not None:
             yield self._recorded
             return
-        for start in range(0, len(self.inputs), self.chunk):
+        for start in range(0, self._n, self.chunk):
             yield self._record(slice(start, start + self.chunk))
 
     def _unflatten(self, vectors: Tensor) -> list[Tensor]:
@@ -109,7 +115,7 @@ class Hessian(Operator):
     """
 
     def _record(self, part: slice) -> tuple[Tensor, ...]:
-        loss = self.engine.losses(self._outputs(part), self.targets[:, part]).sum() / len(self.inputs)
+        loss = self.engine.losses(self._outputs(part), self.targets[:, part]).sum() / self._n
         return torch.autograd.grad(loss, self._values, create_graph=True, materialize_grads=True)
 
     def _multiply(self, graph: tuple[Tensor, ...], vectors: list[Tensor], *, keep: bool) -> tuple[Tensor, ...]:
@@ -154,10 +160,9 @@ class DenseHessian(Operator):
     engine: FusedEngine
 
     def _record(self, part: slice) -> _Layers:
-        shared = self.inputs[part].flatten(1).expand(self.shape[0], -1, -1)
-        inputs, pre = self.engine.forward(self.parameters, shared)
+        inputs, pre = self.engine.forward(self.parameters, self.inputs[:, part].flatten(2))
         outputs = pre[-1].detach().requires_grad_()
-        loss = self.engine.losses(outputs, self.targets[:, part]).sum() / len(self.inputs)
+        loss = self.engine.losses(outputs, self.targets[:, part]).sum() / self._n
         (slope,) = torch.autograd.grad(loss, outputs, create_graph=True)
         deltas = torch.autograd.grad(pre[-1], pre, slope.detach())
         active = [(z > 0).to(z) for z in pre[:-1]]
@@ -216,7 +221,7 @@ class _Factored(Operator):
         (tangent,) = torch.autograd.grad(
             [g for g, _ in tracked], [cotangent], [v for _, v in tracked], retain_graph=True
         )
-        middle = self._middle(values, tangent, vectors, part) / len(self.inputs)
+        middle = self._middle(values, tangent, vectors, part) / self._n
         return torch.autograd.grad(values, self._values, middle, retain_graph=keep, materialize_grads=True)
 
     @abstractmethod
@@ -305,16 +310,28 @@ def _is_faster_alone(module: nn.Module, device: torch.device) -> bool:
     return device.type == "cpu" and any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in module.modules())
 
 
+def in_chunks(inputs: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of at most ``size`` examples at a time, each of shape (trials, size, ...)."""
+    return zip(inputs.split(size, 1), targets.split(size, 1), strict=True)
+
+
 def gradient_and_outputs(
-    engine: Engine, parameters: Tensors, buffers: Tensors, inputs: Tensor, targets: Tensor, chunk: int
+    engine: Engine, parameters: Tensors, buffers: Tensors, batches: Iterable[tuple[Tensor, Tensor]], n: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the mean loss, shape (trials, parameters), and outputs, (trials, n, outputs), in one pass."""
+    """Gradient of the mean loss, shape (trials, parameters), and outputs, (trials, n, outputs), in one pass.
+
+    Args:
+        engine: whose net and loss.
+        parameters: stacked.
+        buffers: likewise.
+        batches: inputs and targets, one chunk after the other, of shape (trials, chunk, ...).
+        n: examples in all chunks.
+    """
     tracked = {k: v.detach().clone().requires_grad_() for k, v in parameters.items()}
     outputs, gradient = [], []
-    for start in range(0, len(inputs), chunk):
-        part = slice(start, start + chunk)
-        outputs.append(engine.outputs(tracked, buffers, inputs[part]))
-        loss = engine.losses(outputs[-1], targets[:, part]).sum() / len(inputs)
+    for inputs, targets in batches:
+        outputs.append(engine.outputs(tracked, buffers, inputs))
+        loss = engine.losses(outputs[-1], targets).sum() / n
         gradient.append(_flatten(torch.autograd.grad(loss, list(tracked.values()), materialize_grads=True)))
         outputs[-1] = outputs[-1].detach()
     return torch.stack(gradient).sum(0), torch.cat(outputs, 1)

@@ -8,14 +8,14 @@ import os
 import time
 import traceback
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from trainables.endpoints import Endpoint, as_file
-from trainables.registry import load, resolve
+from trainables.registry import load, batch_statistics, resolve
 from trainables.schema import (
     FAILURES,
     MEASURED,
@@ -29,7 +29,7 @@ from trainables.schema import (
 )
 from trainables.settings import Measure
 from trainables.store import ENDPOINTS, Store, SweepStore, new_attempt, table
-from trainables.trial import FIELDS, REFERENCES, Trial
+from trainables.trial import REFERENCES, Trial
 
 Row = dict[str, Any]
 
@@ -55,6 +55,8 @@ class Pack:
     rounds: tuple[int, ...]
     keys: tuple[Row, ...]  # sweep, trial_id, measure_id
     trials: tuple[Trial, ...]
+    physical_batch_size: int | None = None  # most examples in one forward pass; None: the whole minibatch
+    together: int = 2**31  # most trials to train at once
 
     @classmethod
     def of(cls, rows: pa.Table) -> Pack:
@@ -67,8 +69,22 @@ class Pack:
             Measure.model_validate_json(metadata[b"measure"]),
             tuple(r["round"] for r in plan),
             tuple({k: r[k] for k in ("sweep", "trial_id", "measure_id")} for r in plan),
-            tuple(Trial(**{k: r[k] for k in FIELDS}) for r in plan),
+            tuple(map(Trial.of_row, plan)),
+            plan[0]["physical_batch_size"],
+            len(plan),
         )
+
+    def halved(self) -> Pack | None:
+        """With half as many trials at once; of a trial alone, with half as many examples in a pass; None at the end.
+
+        A net that normalizes over the whole minibatch cannot be cut further than into trials.
+        """
+        if self.together > 1:
+            return replace(self, together=-(-self.together // 2))
+        size = self.physical_batch_size or self.trials[0].batch_size
+        if size == 1 or batch_statistics(self.trials[0].arch) != 1:
+            return None
+        return replace(self, physical_batch_size=-(-size // 2))
 
     def base(self, slot: int) -> Row:
         """What every row about a trial begins with: its keys and configuration."""
@@ -105,14 +121,29 @@ def run_pack(item: PackItem) -> Iterator[float]:
     if store.rows_path(item.pack_id).exists() or store.stop_path.exists():
         return
     pack = Pack.of(store.read_pack(item.pack_id))
+    pack = replace(pack, **store.read_split(item.pack_id))  # type: ignore[arg-type]
     began = time.perf_counter()
     attempt = new_attempt()
     try:
-        outcome = yield from run(pack, item.threads, gpu=item.gpu)
+        pack, outcome = yield from _run_in_memory(store, pack, item)
     except Exception:  # whatever it is, it must not take the worker with it
         outcome = Outcome(failures=dict.fromkeys(range(len(pack.trials)), traceback.format_exc()))
     seconds = (time.perf_counter() - began) / len(pack.trials)
     write(store, pack, attempt, outcome, seconds, item.threads)
+
+
+def _run_in_memory(store: SweepStore, pack: Pack, item: PackItem) -> Generator[float, None, tuple[Pack, Outcome]]:
+    """Runs a pack; where it does not fit memory, in halves, which are recorded so that it is never cut otherwise."""
+    while True:
+        try:
+            return pack, (yield from run(pack, item.threads, gpu=item.gpu))
+        except MemoryError:
+            smaller = pack.halved()
+            if smaller is None:
+                raise
+        pack = smaller  # outside of the handler, whose traceback would hold what did not fit
+        split = {"together": pack.together, "physical_batch_size": pack.physical_batch_size}
+        store.write_split(pack.pack_id, split)
 
 
 def run(pack: Pack, threads: int, *, gpu: bool = False) -> Generator[float, None, Outcome]:
@@ -127,10 +158,11 @@ def run(pack: Pack, threads: int, *, gpu: bool = False) -> Generator[float, None
 def write(store: SweepStore, pack: Pack, attempt: str, outcome: Outcome, seconds: float, threads: int) -> None:
     """Commits finished and diverged trials, and records failed ones."""
     common = {"pack_id": pack.pack_id, "attempt": attempt, "seconds": seconds, "device": outcome.device}
+    cut = {"together": pack.together, "physical_batch_size": pack.physical_batch_size}
     if outcome.trials:
         provenance = _provenance(store, pack, outcome, threads)
         rows = [
-            pack.base(slot) | found | common | {"slot": slot, "engine": pack.engine, "provenance_id": provenance}
+            pack.base(slot) | found | common | cut | {"slot": slot, "engine": pack.engine, "provenance_id": provenance}
             for slot, found in sorted(outcome.trials.items())
         ]
         joined = partial(_side_table, pack=pack, attempt=attempt, kept=outcome.trials)
@@ -177,7 +209,7 @@ def _provenance(store: SweepStore, pack: Pack, outcome: Outcome, threads: int) -
 
     references = [(kind, getattr(pack.trials[0], kind)) for kind in REFERENCES]
     named = [resolve(kind, value).target for kind, value in references if value is not None]  # type: ignore[arg-type]
-    plugins = [t for t in [*named, *pack.measure.metrics] if not t.startswith("trainables.")]
+    plugins = [t for t in [*named, *pack.measure.metrics] if ":" in t and not t.startswith("trainables.")]
     row = collect(outcome.device, threads, outcome.dataset_sha256, plugins)
     store.write_provenance(row["provenance_id"], table([row], PROVENANCE))
     return str(row["provenance_id"])

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from trainables.engines import Engine, FusedEngine, Tensors
+from trainables.engine import Engine, Tensors
 from trainables.functional import functional_call
+from trainables.fused import FusedEngine
 
 GRADIENT_BYTES = 2**23
 """What the gradients of single examples may hold at a time: more leaves the caches."""
@@ -22,8 +23,8 @@ def squared_deviations(
         engine: whose net and loss.
         parameters: stacked, each of shape (trials, ...).
         buffers: likewise.
-        inputs: shared by all trials, shape (n, ...).
-        targets: per trial, shape (trials, n[, outputs]).
+        inputs: shape (trials, n, ...).
+        targets: shape (trials, n[, outputs]).
         mean: g, by parameter, stacked.
 
     Returns:
@@ -34,8 +35,8 @@ def squared_deviations(
     chunk = max(1, GRADIENT_BYTES // sum(v[0].numel() * v.element_size() for v in parameters.values()))
     return torch.stack(
         [
-            torch.cat([_alone(engine, trial, x, y) for x, y in zip(inputs.split(chunk), of.split(chunk), strict=True)])
-            for of, trial in zip(targets, _members(parameters, buffers, mean), strict=True)
+            torch.cat([_alone(engine, trial, x, y) for x, y in zip(seen.split(chunk), of.split(chunk), strict=True)])
+            for seen, of, trial in zip(inputs, targets, _members(parameters, buffers, mean), strict=True)
         ]
     )
 
@@ -43,7 +44,7 @@ def squared_deviations(
 def _dense(engine: FusedEngine, parameters: Tensors, inputs: Tensor, targets: Tensor, mean: Tensors) -> Tensor:
     """Of a layer the gradient is delta h', so with its mean M it is ||delta||^2 ||h||^2 - 2 delta'Mh + ||M||^2."""
     tracked = {k: v.detach().requires_grad_() for k, v in parameters.items()}
-    hidden, outputs = engine.forward(tracked, inputs.flatten(1).expand(len(targets), -1, -1))
+    hidden, outputs = engine.forward(tracked, inputs.flatten(2))
     deltas = torch.autograd.grad(engine.losses(outputs[-1], targets).sum(), outputs)
     total = torch.zeros(targets.shape[:2], dtype=torch.float64, device=inputs.device)
     for (weight, bias), delta, h in zip(engine.layers, deltas, hidden, strict=True):

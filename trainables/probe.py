@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainables.data import Dataset
-from trainables.engines import Tensors
+from trainables.engine import Tensors
 from trainables.operators import GaussNewton, GradientCovariance, Operator, chunk_and_group, hessian_of
 from trainables.snapshot import Snapshot
 from trainables.trial import Trial
@@ -24,7 +24,7 @@ class Probe:
         step: optimizer steps taken.
         epoch: examples seen, divided by the training-set size.
         parameters: by name, detached.
-        dataset: with the clean training targets.
+        dataset: with the clean training targets, and inputs without noise.
         train_targets: as the trial sees them, label noise included; shape (N[, outputs]).
         changed: training labels that noise has changed; shape (N,).
 
@@ -59,7 +59,11 @@ class Probe:
         """Outputs, shape (batch, outputs), differentiable in ``parameters`` (default: the trial's own)."""
         given = self.parameters if parameters is None else parameters
         stacked = {k: v[None] for k, v in given.items()}
-        return self._snapshot.engine.outputs(stacked, self._snapshot.buffers, inputs)[0]
+        return self._snapshot.engine.outputs(stacked, self._snapshot.buffers, inputs[None])[0]
+
+    def train_inputs(self, part: slice = slice(None)) -> Tensor:
+        """Training inputs as the trial sees them, noise included, not augmented; shape (n, ...)."""
+        return self._snapshot.inputs.training(part)[0]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Per-example losses, shape (batch,)."""
@@ -84,8 +88,8 @@ class Probe:
     def _operator(self, kind: Callable[..., Operator]) -> Operator:
         if kind not in self._operators:  # built once, when a metric first asks
             of = self._snapshot
-            inputs = self.dataset.train_inputs[of.data.curvature_examples]
+            inputs = of.inputs.training(of.data.curvature_examples)
             targets = of.targets[:, of.data.curvature_examples]
-            chunk, _ = chunk_and_group(of.engine, inputs, 0)
+            chunk, _ = chunk_and_group(of.engine, self.dataset.train_inputs, 0)
             self._operators[kind] = kind(of.engine, of.parameters, of.buffers, inputs, targets, chunk)
         return self._operators[kind]

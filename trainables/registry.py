@@ -17,59 +17,65 @@ from difflib import get_close_matches
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from trainables.parameters import (
+    CIFAR100,
+    MLP,
+    SGD,
+    VGG11,
+    Adam,
+    AlexNetSmall,
+    NudgedSGD,
+    Parameters,
+    ResNet,
+    SimpleCNN,
+    Teacher,
+)
+from trainables.published import PUBLISHED
+from trainables.schedules import Schedule
 from trainables.trial import Trial, canonical_json
 
-Kind = Literal["arch", "dataset", "loss", "call", "metric"]
+Kind = Literal["arch", "dataset", "loss", "optimizer", "schedule", "call", "metric"]
 Reference = str | Mapping[str, Any]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Parameters(BaseModel):
-    """Parameters of a built-in; unknown ones are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class MLP(Parameters):
-    """Fully connected net with ``depth`` hidden layers of ``width`` units."""
-
-    depth: Annotated[int, Field(ge=1, le=1000)] = 2
-    width: Positive = 128
-    activation: Literal["relu", "tanh", "gelu"] = "relu"
-
-
-class Teacher(Parameters):
-    """Gaussian inputs labelled by a random ReLU net with one hidden layer."""
-
-    train_size: Positive = 4096
-    test_size: Positive = 1024
-    dimension: Positive = 64
-    classes: Annotated[int, Field(ge=2)] = 10
-    width: Positive = 32
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 BUILT_IN: dict[Kind, dict[str, tuple[str, type[Parameters]]]] = {
     "arch": {
         "linear": ("trainables.architectures:linear", Parameters),
         "mlp": ("trainables.architectures:mlp", MLP),
+        "simple-cnn": ("trainables.architectures:simple_cnn", SimpleCNN),
+        "alexnet-small": ("trainables.architectures:alexnet_small", AlexNetSmall),
+        "vgg11": ("trainables.architectures:vgg11", VGG11),
+        "resnet": ("trainables.architectures:resnet", ResNet),
     },
     "dataset": {
         "digits": ("trainables.datasets:digits", Parameters),
+        "mnist": ("trainables.datasets:mnist", Parameters),
+        "fashion-mnist": ("trainables.datasets:fashion_mnist", Parameters),
+        "cifar10": ("trainables.datasets:cifar10", Parameters),
+        "cifar100": ("trainables.datasets:cifar100", CIFAR100),
         "teacher": ("trainables.datasets:teacher", Teacher),
     },
     "loss": {
         "cross_entropy": ("trainables.losses:cross_entropy", Parameters),
         "mse": ("trainables.losses:mse", Parameters),
     },
+    "optimizer": {
+        "sgd": ("trainables.optimizers:SGD", SGD),
+        "adam": ("trainables.optimizers:Adam", Adam),
+        "nudged_sgd": ("trainables.optimizers:SGD", NudgedSGD),
+    },
+    "schedule": {},
     "call": {},
     "metric": {},
 }
 """Built-in name -> where it is defined and which parameters it takes."""
+
+FUSED_ACTIVATIONS = {"relu", "tanh", "gelu"}
+"""Those whose derivative the fused step of dense nets knows."""
 
 DIGITS_TRAIN_SIZE = 1437
 
@@ -86,14 +92,17 @@ class Resolved:
     """A reference with its parameters checked.
 
     Attributes:
+        name: of the built-in, or "package.module:callable".
         column: what tables show: the name, or canonical JSON when a parameter differs from its default.
-        identity: name and every parameter, defaults included: what is hashed.
+        identity: name and every parameter, defaults included: what is hashed. Of an optimizer without parameters that
+            matter it is the name alone; parameters that came later are left out while inert.
         target: "package.module:callable".
         parameters: the keyword arguments to call it with.
     """
 
+    name: str
     column: str
-    identity: dict[str, Any]
+    identity: Any
     target: str
     parameters: dict[str, Any]
 
@@ -101,9 +110,13 @@ class Resolved:
 def resolve(kind: Kind, reference: Reference) -> Resolved:
     """Checks a reference: a name, a mapping ``{"name": ..., parameters}``, or its canonical JSON.
 
+    A schedule is ``constant`` or a mapping of its parts.
+
     Raises:
         PluginError: naming what was found and what is allowed.
     """
+    if kind == "schedule":
+        return _schedule(reference)
     name, given = _split(kind, reference)
     if name in BUILT_IN[kind]:
         target, model = BUILT_IN[kind][name]
@@ -115,7 +128,13 @@ def resolve(kind: Kind, reference: Reference) -> Resolved:
         raise PluginError(_unknown(kind, name))
     shown = {k: v for k, v in parameters.items() if k not in defaults or v != defaults[k]}
     column = canonical_json({"name": name, **shown}) if shown else name
-    return Resolved(column, {**defaults, **parameters, "name": name}, target, parameters)
+    return Resolved(name, column, _identity(kind, name, defaults | parameters), target, parameters)
+
+
+def _identity(kind: Kind, name: str, parameters: dict[str, Any]) -> Any:
+    later = BUILT_IN[kind][name][1].LATER if name in BUILT_IN[kind] else {}
+    entering = {k: v for k, v in parameters.items() if not (k in later and v == later[k])}
+    return name if kind == "optimizer" and not entering else {**entering, "name": name}
 
 
 def load(target: str) -> Callable[..., Any]:
@@ -159,7 +178,21 @@ def source_sha256(target: str) -> str | None:
 
 def can_fuse(arch: str, loss: str) -> bool:
     """Whether the fused step of dense nets covers an architecture with a loss."""
-    return resolve("arch", arch).identity["name"] in {"linear", "mlp"} and loss in BUILT_IN["loss"]
+    net = resolve("arch", arch)
+    of = net.parameters
+    plain = net.name == "linear" or (
+        net.name == "mlp" and of["norm"] == "none" and not of["dropout"] and of["activation"] in FUSED_ACTIVATIONS
+    )
+    return plain and loss in BUILT_IN["loss"]
+
+
+def batch_statistics(arch: str) -> int | None:
+    """Examples of a minibatch that a built-in net normalizes together: 1, a ghost batch, or None for all of them."""
+    given = resolve("arch", arch).parameters
+    if given.get("norm") != "batch":
+        return 1
+    size: int | None = given.get("ghost_batch")
+    return size
 
 
 def train_size(dataset: str) -> int | None:
@@ -167,7 +200,23 @@ def train_size(dataset: str) -> int | None:
     name, given = _split("dataset", dataset)
     if name == "digits":
         return DIGITS_TRAIN_SIZE
-    return Teacher(**given).train_size if name == "teacher" else None
+    if name == "teacher":
+        return Teacher(**given).train_size
+    return PUBLISHED[name].train_size if name in PUBLISHED else None
+
+
+def example_shape(dataset: str) -> tuple[tuple[int, ...], int] | None:
+    """Shape of one example and number of classes of a built-in data set, without loading it; None for a plug-in."""
+    name, given = _split("dataset", dataset)
+    if name == "digits":
+        return (64,), 10
+    if name == "teacher":
+        teacher = Teacher(**given)
+        return teacher.input_shape, teacher.classes
+    if name not in PUBLISHED:
+        return None
+    published = PUBLISHED[name]
+    return published.shape, published.classes[CIFAR100(**given).labels if name == "cifar100" else "class"]
 
 
 def _split(kind: Kind, reference: Reference) -> tuple[str, dict[str, Any]]:
@@ -197,15 +246,41 @@ def _built_in_parameters(
     try:
         parameters = model(**given).model_dump()
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        known = sorted(model.model_fields)
-        hint = get_close_matches(where, known, 1)
-        raise PluginError(
-            f"{kind} {name!r}: parameter {where!r}: {first['msg']}; it takes {', '.join(known) or 'none'}"
-            + (f"; did you mean {hint[0]!r}?" if hint and where not in known else "")
-        ) from error
+        raise PluginError(f"{kind} {name!r}: {_complaint(error, model)}") from error
     return model().model_dump(), parameters
+
+
+def _schedule(reference: Reference) -> Resolved:
+    target = "trainables.schedules:timeline"
+    if reference == "constant":
+        return Resolved("constant", "constant", "constant", target, {})
+    given = json.loads(reference) if isinstance(reference, str) and reference.startswith("{") else reference
+    if not isinstance(given, Mapping):
+        parts = ", ".join(sorted(Schedule.model_fields))
+        raise PluginError(f"unknown schedule {given!r}: allowed are constant, or a mapping of {parts}")
+    try:
+        schedule = Schedule.model_validate(dict(given))
+    except ValidationError as error:
+        raise PluginError(f"schedule: {_complaint(error, Schedule)}") from error
+    shown = schedule.model_dump(mode="json", exclude_defaults=True)
+    identity = schedule.model_dump(mode="json", exclude_none=True)
+    return Resolved("schedule", canonical_json(shown), identity, target, shown)
+
+
+def _complaint(error: ValidationError, model: type[Parameters]) -> str:
+    """What is wrong with parameters, and which there are."""
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a misspelt one is missing, too
+    text = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return text
+    *outer, where = map(str, first["loc"])
+    for name in outer:
+        nested = get_args(model.model_fields[name].annotation) if name in model.model_fields else ()
+        model = next((m for m in nested if isinstance(m, type) and issubclass(m, Parameters)), model)
+    known = sorted(model.model_fields)
+    hint = get_close_matches(where, known, 1)
+    text = f"parameter {'.'.join([*outer, where])!r}: {text}; it takes {', '.join(known) or 'none'}"
+    return text + (f"; did you mean {hint[0]!r}?" if hint and where not in known else "")
 
 
 @lru_cache(maxsize=256)

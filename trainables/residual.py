@@ -45,7 +45,7 @@ def _of_net(study: Study, trial: int, parameters: dict[str, Tensor], buffers: di
     try:
         chunks = []
         for inputs, targets in zip(
-            study.inputs.split(study.chunk), study.targets[trial].split(study.chunk), strict=True
+            study.inputs[trial].split(study.chunk), study.targets[trial].split(study.chunk), strict=True
         ):
             passed.clear()
             outputs = functional_call(module, (parameters, own), (inputs.clone().requires_grad_(),))

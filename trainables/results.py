@@ -2,61 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import math
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 
 from trainables.datasets import load_dataset
 from trainables.endpoints import Endpoint
-from trainables.engines import MEMBER
+from trainables.engine import Tensors
 from trainables.findings import Measurements
 from trainables.packs import Outcome, Pack, Row, number
 from trainables.schema import TABLES, Status
 from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
-from trainables.training import Run, reproducible, train
+from trainables.training import Run, Training, reproducible
 from trainables.trial import Trial
 
 
 def train_pack(pack: Pack, threads: int, *, gpu: bool) -> Generator[float, None, Outcome]:
-    """Trains a pack; yields the fraction done, returns its rows."""
+    """Trains a pack, as many trials at once as it says; yields the fraction done, returns its rows.
+
+    Raises:
+        MemoryError: it does not fit.
+    """
     device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
-    with reproducible(threads):
-        run = yield from train(pack.trials, pack.engine, pack.measure, device)
     outcome = Outcome(device=_device_name(device), dataset_sha256=_dataset_sha256(pack.trials[0].dataset))
-    for _, _, found in run.moments:
-        outcome.failures |= found.failures
-    for slot, trial in enumerate(pack.trials):
-        if slot not in outcome.failures:
-            outcome.trials[slot] = _trial_row(run, slot, trial.batch_size)
-            if run.parameters and run.diverged_at[slot] < 0:
-                outcome.endpoints[slot] = _endpoint(run, slot, trial)
-            outcome.side["curves"] += _curve_rows(run, slot)
-            for table, row in _side_rows(run, slot):
-                outcome.side[table].append(row)
+    for first in range(0, len(pack.trials), pack.together):
+        trials = pack.trials[first : first + pack.together]
+        begin, share = first / len(pack.trials), len(trials) / len(pack.trials)
+        with reproducible(threads), _out_of_memory():
+            run = yield from _share(_trained(pack, trials, device), begin, share)
+        _add_rows(outcome, run, trials, first)
     return outcome
 
 
-def _trial_row(run: Run, slot: int, batch_size: int) -> Row:
-    at = run.diverged_at[slot]
-    steps = run.steps if at < 0 else at
-    row: Row = {"status": Status.FINISHED, "steps": steps, "epochs_done": steps * batch_size / run.train_size}
-    if at >= 0:
-        return row | {"status": Status.DIVERGED, "error": f"loss not finite at step {at}"}
-    endpoint = run.moments[-1][2]
+def _trained(pack: Pack, trials: Sequence[Trial], device: torch.device) -> Generator[float, None, Run]:
+    training = Training(trials, pack.engine, pack.measure, device, pack.physical_batch_size)
+    return (yield from training.go())
+
+
+def _share(training: Generator[float, None, Run], begin: float, share: float) -> Generator[float, None, Run]:
+    """Training that is a share of the pack's, from ``begin`` on."""
+    while True:
+        try:
+            yield begin + share * next(training)
+        except StopIteration as end:
+            run: Run = end.value
+            return run
+
+
+def _add_rows(outcome: Outcome, run: Run, trials: Sequence[Trial], first: int) -> None:
+    """Of trials that were trained together, of which the first is at slot ``first`` of the pack."""
+    for moment in run.moments:
+        outcome.failures |= {first + moment.slots[i]: text for i, text in moment.found.failures.items()}
+    for i, trial in enumerate(trials):
+        slot = first + i
+        if slot in outcome.failures:
+            continue
+        end = run.diverged_at[i] if run.diverged_at[i] >= 0 else math.inf
+        moments = [(m.step, m.epoch, m.found, m.slots.index(i)) for m in run.moments if i in m.slots and m.step < end]
+        outcome.trials[slot] = _trial_row(run, i, trial, moments)
+        if i in run.endpoints:
+            outcome.endpoints[slot] = _endpoint(trial, *run.endpoints[i])
+        outcome.side["curves"] += [{"slot": slot} | row for row in _curve_rows(moments)]
+        for table, row in _side_rows(moments):
+            outcome.side[table].append({"slot": slot} | row)
+
+
+Moments = list[tuple[int, float, Measurements, int]]
+"""Step, epoch, measurements, and the place of one trial in them."""
+
+
+def _trial_row(run: Run, i: int, trial: Trial, moments: Moments) -> Row:
+    steps, time = run.steps(i), run.timeline
+    row: Row = {"status": Status.FINISHED, "steps": steps, "epochs_done": time.examples(steps) / time.train_size}
+    if trial.until:
+        row["reached"] = run.reached_at[i] >= 0
+    if run.diverged_at[i] >= 0:
+        return row | {"status": Status.DIVERGED, "error": f"loss not finite at step {steps}"}
+    _, _, endpoint, place = moments[-1]
     for name, values in endpoint.values.items():
-        row[name] = number(values[slot])
+        row[name] = number(values[place])
         error = ERROR_COLUMN.get(name)
         if error is not None:
-            row[error] = number(endpoint.errors[name][slot])
-    return row | _best_test(run, slot)
+            row[error] = number(endpoint.errors[name][place])
+    return row | _best_test(moments)
 
 
-def _best_test(run: Run, slot: int) -> Row:
+def _best_test(moments: Moments) -> Row:
     """The largest test accuracy of all moments, and the first epoch with it; nothing where there are no classes."""
     seen = [
-        (epoch, found.values["test_accuracy"][slot])
-        for _, epoch, found in run.moments
+        (epoch, found.values["test_accuracy"][place])
+        for _, epoch, found, place in moments
         if "test_accuracy" in found.values
     ]
     if not seen:
@@ -65,42 +103,29 @@ def _best_test(run: Run, slot: int) -> Row:
     return dict(zip(OF_ENDPOINT, (number(accuracy), epoch), strict=True))
 
 
-def _endpoint(run: Run, slot: int, trial: Trial) -> Endpoint:
-    buffers = {name: tensors for name, tensors in run.buffers.items() if name != MEMBER}
-    tensors = {name: tensor[slot].cpu().numpy() for name, tensor in {**run.parameters, **buffers}.items()}
+def _endpoint(trial: Trial, parameters: Tensors, buffers: Tensors) -> Endpoint:
+    tensors = {name: tensor.cpu().numpy() for name, tensor in {**parameters, **buffers}.items()}
     return Endpoint(trial, tensors, tuple(sorted(buffers)))
 
 
-def _until_divergence(run: Run, slot: int) -> Iterator[tuple[int, float, Measurements]]:
-    at = run.diverged_at[slot]
-    return (moment for moment in run.moments if at < 0 or moment[0] < at)
+def _curve_rows(moments: Moments) -> Iterator[Row]:
+    for step, epoch, found, place in moments:
+        for name, values in found.values.items():
+            value = number(values[place])
+            if value is not None:
+                error = number(found.errors[name][place])
+                yield {"step": step, "epoch": epoch, "statistic": name, "value": value, "error": error}
 
 
-def _curve_rows(run: Run, slot: int) -> list[Row]:
-    return [
-        {
-            "slot": slot,
-            "step": step,
-            "epoch": epoch,
-            "statistic": name,
-            "value": number(values[slot]),
-            "error": number(found.errors[name][slot]),
-        }
-        for step, epoch, found in _until_divergence(run, slot)
-        for name, values in found.values.items()
-        if number(values[slot]) is not None
-    ]
-
-
-def _side_rows(run: Run, slot: int) -> Iterator[tuple[str, Row]]:
+def _side_rows(moments: Moments) -> Iterator[tuple[str, Row]]:
     """Rows of the other side tables; what has no number is left out."""
-    for step, epoch, found in _until_divergence(run, slot):
+    for step, epoch, found, place in moments:
         for (table, profile), columns in found.rows.items():
             names = list(columns)
-            for numbers in zip(*(columns[name][slot] for name in names), strict=True):
+            for numbers in zip(*(columns[name][place] for name in names), strict=True):
                 row = {name: _typed(table, name, value) for name, value in zip(names, numbers, strict=True)}
                 if row[_NUMBER[table]] is not None:
-                    row |= {"slot": slot, "step": step, "epoch": epoch}
+                    row |= {"step": step, "epoch": epoch}
                     yield table, row | ({"profile": profile} if table == "profiles" else {})
 
 
@@ -120,3 +145,14 @@ def _device_name(device: torch.device) -> str:
 @lru_cache(maxsize=4)
 def _dataset_sha256(reference: str) -> str:
     return load_dataset(reference).sha256()
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """One kind of error for all that says so."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError among them
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise

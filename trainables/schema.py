@@ -65,11 +65,14 @@ TRIALS = pa.schema(
         pa.field("error", pa.string()),
         pa.field("steps", pa.int64()),  # optimizer steps taken
         pa.field("epochs_done", pa.float64()),
+        pa.field("reached", pa.bool_()),  # whether `until` held; NULL without one
         *_MEASURED,
         pa.field("pack_id", pa.string()),
         pa.field("slot", pa.int64()),
         pa.field("attempt", pa.string()),
         pa.field("engine", pa.string()),
+        pa.field("together", pa.int64()),  # most trials of the pack that were trained at once
+        pa.field("physical_batch_size", pa.int64()),  # most examples in one forward pass; NULL: the whole minibatch
         pa.field("seconds", pa.float64()),  # wall time of the pack, divided by its trials
         pa.field("device", pa.string()),
         pa.field("provenance_id", pa.string()),
@@ -135,6 +138,7 @@ PLAN = pa.schema(
         pa.field("slot", pa.int64()),
         pa.field("round", pa.int64()),  # how often this trial was tried before
         pa.field("engine", pa.string()),
+        pa.field("physical_batch_size", pa.int64()),
         pa.field("cost", pa.float64()),  # relative; packs run longest first
         *CONFIGURATION,
     ]
@@ -175,17 +179,15 @@ PROVENANCE = pa.schema(
 
 DERIVED = {
     "ratio": "format('{:.9g}', lr / batch_size)::DOUBLE",
-    "input_noise": "0.0::DOUBLE",
-    "gradient_noise": "0.0::DOUBLE",
     "loss_gap": "test_loss - train_loss",
     "accuracy_gap": "train_accuracy - test_accuracy",
-    "stability": "lr * lambda_max / (2 * (1 + momentum))",
+    "stability": "CASE WHEN coalesce(optimizer, '') NOT LIKE '%adam%' THEN lr * lambda_max / (2 * (1 + momentum)) END",
 }
 """Columns of the views that follow from stored ones, as SQL.
 
 ``ratio`` is lr / batch_size to 9 significant digits: in binary .35 / 5 and .14 / 2 differ, and ``GROUP BY ratio`` must
 not tear a line of equal ratio apart. At ``stability`` 1, gradient descent, with heavy-ball momentum or without, on a
-quadratic of curvature lambda_max stops converging.
+quadratic of curvature lambda_max stops converging; Adam has no such number.
 """
 
 MEASURED = frozenset({*BUILT_IN, *OF_ENDPOINT})

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from trainables.engines import Engine
+from trainables.engine import Engine
 from trainables.findings import Finding, Rows, Value
-from trainables.snapshot import Snapshot
-from trainables.stepping import advance
+from trainables.stepping import Stepper
 from trainables.study import Study, Subspace
 from trainables.trace import mean_and_error
 
@@ -19,9 +17,9 @@ MULTIPLES = (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 """Of the SGD step along e1, at which the loss is evaluated; positive ones go where the training loss falls."""
 
 
-def next_steps(snapshot: Snapshot, count: int) -> list[Tensor]:
+def next_steps(stepper: Stepper, step: int, count: int) -> list[Tensor]:
     """What each of the next minibatches would add to the parameters if it were the next; each (trials, parameters)."""
-    return [_step(snapshot, j) for j in range(count)]
+    return [_step(stepper, step + j) for j in range(count)]
 
 
 def sgd_steps(study: Study, top: Subspace) -> Iterator[Finding]:
@@ -38,11 +36,10 @@ def sgd_steps(study: Study, top: Subspace) -> Iterator[Finding]:
     yield _loss_along(study, top.vectors[:, 0], square.sqrt())
 
 
-def _step(snapshot: Snapshot, j: int) -> Tensor:
-    engine = copy.deepcopy(snapshot.engine)
-    begin = snapshot.step + j
-    advance(engine, snapshot.data, snapshot.trials, begin, begin + 1)
-    return _vector(engine) - _vector(snapshot.engine)
+def _step(stepper: Stepper, step: int) -> Tensor:
+    tried = stepper.copy()
+    tried.advance(step, step + 1)
+    return _vector(tried.engine) - _vector(stepper.engine)
 
 
 def _vector(engine: Engine) -> Tensor:
@@ -62,5 +59,5 @@ def _loss_along(study: Study, e1: Tensor, length: Tensor) -> Rows:
 def _loss_at(study: Study, displacement: Tensor) -> Tensor:
     group, moved = study.group, study.by_parameter(displacement)
     parameters = {name: v + moved[name] for name, v in group.parameters.items()}
-    outputs = [group.engine.outputs(parameters, group.buffers, part) for part in study.inputs.split(study.chunk)]
+    outputs = [group.engine.outputs(parameters, group.buffers, part) for part in study.inputs.split(study.chunk, 1)]
     return group.engine.losses(torch.cat(outputs, 1), study.targets).double().mean(1)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from trainables.data import Dataset
-from trainables.engines import Engine, Tensors
-from trainables.streams import Purpose, label_noise, words
+from trainables.engine import Engine, Tensors, take
+from trainables.inputs import Inputs
+from trainables.streams import label_noise, subset
 from trainables.trial import Trial
 
 
@@ -20,13 +21,15 @@ class PackData:
     """The data set as the trials of a pack see it, on the device and in the precision of training.
 
     Attributes:
-        dataset: the data set; its training targets are the clean ones.
+        dataset: the data set; its training targets are the clean ones, its inputs those without noise.
+        inputs: as the trials see them.
         targets: training targets of every trial, noise included; shape (trials, N[, outputs]).
         changed: training labels that noise has changed; shape (trials, N).
         curvature_examples: training examples on which curvature is measured, the same for every trial; shape (n,).
     """
 
     dataset: Dataset
+    inputs: Inputs
     targets: Tensor
     changed: Tensor
     curvature_examples: Tensor
@@ -41,7 +44,6 @@ class PackData:
             ValueError: label noise on real-valued targets.
         """
         targets, changed = _noisy_targets(dataset, trials)
-        order = np.argsort(words(0, Purpose.SUBSET, dataset.train_size), kind="stable")
         placed = Dataset(
             _place(dataset.train_inputs, dtype, device),
             _place(dataset.train_targets, dtype, device),
@@ -49,8 +51,9 @@ class PackData:
             _place(dataset.test_targets, dtype, device),
             dataset.num_classes,
         )
-        subset = torch.from_numpy(np.sort(order[:examples]))
-        return cls(placed, _place(targets, dtype, device), changed.to(device), subset.to(device))
+        measured = torch.from_numpy(subset(dataset.train_size, examples))
+        inputs = Inputs.of(placed, trials)
+        return cls(placed, inputs, _place(targets, dtype, device), changed.to(device), measured.to(device))
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,12 @@ class Snapshot:
 
     Attributes:
         engine: gives outputs and losses.
-        data: shared inputs.
+        data: of all trials of the pack.
         trials: their configurations.
+        slots: their places in the pack.
         parameters: stacked by name; zero where a trial has diverged, so that its products stay finite.
         buffers: stacked by name.
+        inputs: as these trials see them.
         targets: training targets, noise included.
         changed: training labels that noise has changed.
         alive: which trials have not diverged.
@@ -73,8 +78,10 @@ class Snapshot:
     engine: Engine
     data: PackData
     trials: Sequence[Trial]
+    slots: list[int]
     parameters: Tensors
     buffers: Tensors
+    inputs: Inputs
     targets: Tensor
     changed: Tensor
     alive: Tensor
@@ -87,16 +94,24 @@ class Snapshot:
         parameters, buffers = engine.state()
         dead = ~engine.alive
         zeroed = {k: v.masked_fill(dead.view(-1, *[1] * (v.ndim - 1)), 0) for k, v in parameters.items()}
-        return cls(engine, data, trials, zeroed, buffers, data.targets, data.changed, engine.alive, step, epoch)
+        seen = data.inputs, data.targets, data.changed
+        return cls(engine, data, trials, list(range(len(trials))), zeroed, buffers, *seen, engine.alive, step, epoch)
+
+    @property
+    def corrupted(self) -> Tensor:
+        """Training examples whose label noise has changed or whose input it has replaced; shape (trials, N)."""
+        return self.changed | self.inputs.replaced
 
     def take(self, part: list[int]) -> Snapshot:
         """The trials at these positions."""
         return replace(
             self,
             trials=[self.trials[i] for i in part],
+            slots=[self.slots[i] for i in part],
             parameters={k: v[part] for k, v in self.parameters.items()},
             buffers={k: v[part] for k, v in self.buffers.items()},
-            targets=self.targets[part],
+            inputs=self.inputs.take(part),
+            targets=take(self.targets, part),
             changed=self.changed[part],
             alive=self.alive[part],
         )

@@ -15,6 +15,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "clean_loss": None,
         "clean_accuracy": None,
         "corrupted_loss": None,
+        "corrupted_accuracy": None,
         "recovered": None,
         "train_margin": None,
         "train_margin_p10": None,

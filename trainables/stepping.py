@@ -2,35 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.engines import Engine
-from trainables.snapshot import PackData
-from trainables.streams import examples
+from trainables.counters import bits, keys
+from trainables.engine import Engine, Minibatch
+from trainables.nudging import Nudge
+from trainables.schedules import Timeline
+from trainables.snapshot import PackData, Snapshot
+from trainables.streams import Purpose, examples
 from trainables.trial import Trial
 
 
-def advance(engine: Engine, data: PackData, trials: Sequence[Trial], begin: int, end: int) -> None:
-    """Takes the steps from ``begin`` to ``end``, each on the next ``batch_size`` examples of every trial's stream."""
-    batch = trials[0].batch_size
-    order = _minibatches(trials, begin, end, data.dataset.train_size).to(data.targets.device)
-    inputs, rows = data.dataset.train_inputs, torch.arange(len(trials), device=order.device)[:, None]
-    for step in range(begin, end):
-        chosen = order[:, step - begin]
-        x = inputs.index_select(0, chosen.reshape(-1)).view(len(trials), batch, *inputs.shape[1:])
-        engine.step(x, data.targets[rows, chosen], step)
+@dataclass
+class Stepper:
+    """A pack on its way.
 
+    Attributes:
+        engine: its state.
+        data: what it trains on.
+        trials: their configurations; they share ``timeline``, sampler and all that shapes the computation.
+        timeline: which step sees how many examples, at what share of the learning rate.
+        nudge: what nudged SGD adds to a step.
+    """
 
-def _minibatches(trials: Sequence[Trial], begin: int, end: int, train_size: int) -> Tensor:
-    """Example indices, shape (trials, end - begin, batch_size); drawn once per distinct order seed."""
-    batch = trials[0].batch_size
-    replacement = trials[0].sampler == "replacement"
-    streams = {
-        seed: examples(seed, begin * batch, end * batch, train_size, replacement=replacement)
-        for seed in {t.order for t in trials}
-    }
-    return torch.from_numpy(np.stack([streams[t.order] for t in trials]).reshape(len(trials), end - begin, batch))
+    engine: Engine
+    data: PackData
+    trials: Sequence[Trial]
+    timeline: Timeline
+    nudge: Nudge | None
+
+    def snapshot(self, step: int, epoch: float | None = None) -> Snapshot:
+        """The trials after ``step`` steps."""
+        return Snapshot.of(
+            self.engine, self.data, self.trials, step, self.timeline.epoch(step) if epoch is None else epoch
+        )
+
+    def advance(self, begin: int, end: int) -> None:
+        """Takes the steps from ``begin`` to ``end``."""
+        for step, batch in zip(range(begin, end), self._minibatches(begin, end), strict=True):
+            if self.nudge is None:
+                self.engine.step(batch, step, self.timeline.factor(step))
+                continue
+            if self.nudge.is_due(step):
+                self.nudge.measure(self.snapshot(step))
+            with self.nudge.applied(self.engine):
+                self.engine.step(batch, step, self.timeline.factor(step))
+
+    def copy(self) -> Stepper:
+        """Another one that goes its own way from here, on the same data."""
+        return replace(self, engine=copy.deepcopy(self.engine), nudge=copy.copy(self.nudge))
+
+    def _minibatches(self, begin: int, end: int) -> Iterator[Minibatch]:
+        """Those of the steps from ``begin`` to ``end``."""
+        full = self.trials[0].sampler == "full"
+        order = None if full else self._order(begin, end)
+        word_keys = self._word_keys()
+        needs_positions = word_keys is not None or self.trials[0].augment != "none"
+        first = self.timeline.examples(begin)
+        for step in range(begin, end):
+            size, start = self.timeline.batch(step), self.timeline.examples(step)
+            chosen = slice(None) if order is None else order[:, start - first : start - first + size]
+            targets = self._targets(chosen)
+            positions = words = None
+            if needs_positions:
+                start = step * targets.shape[1] if full else start
+                positions = torch.arange(start, start + targets.shape[1], device=targets.device)
+            if word_keys is not None and positions is not None:
+                words = bits(word_keys[:, None], positions)
+            yield Minibatch(self.data.inputs.minibatch(chosen, positions), targets, words, size)
+
+    def _targets(self, chosen: Tensor | slice) -> Tensor:
+        if isinstance(chosen, slice):
+            return self.data.targets[:, chosen]
+        return self.data.targets[torch.arange(len(chosen), device=chosen.device)[:, None], chosen]
+
+    def _order(self, begin: int, end: int) -> Tensor:
+        """Example indices of these steps, shape (trials, examples); drawn once per distinct order seed."""
+        first, last = self.timeline.examples(begin), self.timeline.examples(end)
+        n, replacement = self.data.dataset.train_size, self.trials[0].sampler == "replacement"
+        orders = [t.order for t in self.trials]
+        streams = {seed: examples(seed, first, last, n, replacement=replacement) for seed in set(orders)}
+        drawn = torch.from_numpy(np.stack([streams[seed] for seed in orders]))
+        return drawn.to(self.data.targets.device)
+
+    def _word_keys(self) -> Tensor | None:
+        if not self.engine.needs_words:
+            return None
+        return keys([t.seed for t in self.trials], Purpose.DROPOUT, self.data.targets.device)

@@ -1,7 +1,7 @@
 """The store: where files lie, and how a pack is committed so that the first commit wins and nothing is half-written.
 
     STORE/<sweep>/sweep.yaml plan.parquet trials/ curves/ eigenvalues/ density/ profiles/ endpoints/ sums/ failures/
-        provenance/ log/
+        splits/ provenance/ log/
 
 Side tables and endpoints are written first, then the sums, and ``trials/<pack>.parquet`` is created exclusively last:
 its existence is the commit. Correctness rests on that alone; the launch lock only saves work.
@@ -175,6 +175,15 @@ class SweepStore:
     def write_failures(self, pack_id: str, attempt: str, rows: pa.Table) -> None:
         """Records members of a pack that failed; they stay to be tried again."""
         create(self.path / "failures" / f"{pack_id}.{attempt}.parquet", parquet_bytes(rows))
+
+    def write_split(self, pack_id: str, split: Mapping[str, int | None]) -> None:
+        """Records how a pack was cut to fit memory, so that every further attempt is cut alike."""
+        replace(self.path / "splits" / f"{pack_id}.json", json.dumps(split).encode())
+
+    def read_split(self, pack_id: str) -> dict[str, int | None]:
+        """How a pack was cut; empty where it was not."""
+        path = self.path / "splits" / f"{pack_id}.json"
+        return dict(json.loads(path.read_bytes())) if path.exists() else {}
 
     def write_provenance(self, provenance_id: str, row: pa.Table) -> None:
         """Records where rows come from, once per distinct content."""

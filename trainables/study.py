@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainables.lanczos import complement
-from trainables.operators import Operator, gradient_and_outputs, hessian_of
+from trainables.operators import Operator, gradient_and_outputs, hessian_of, in_chunks
 from trainables.settings import Measure
 from trainables.snapshot import Snapshot
 from trainables.streams import Purpose, rademacher
@@ -78,8 +78,7 @@ class Study:
     def training(self) -> tuple[Tensor, Tensor]:
         """Gradient of the training loss, shape (trials, parameters), and outputs, (trials, N, outputs)."""
         of = self.group
-        inputs = of.data.dataset.train_inputs
-        return gradient_and_outputs(of.engine, of.parameters, of.buffers, inputs, of.targets, self.chunk)
+        return gradient_and_outputs(of.engine, of.parameters, of.buffers, self.training_set(), len(of.targets[0]))
 
     @property
     def train_gradient(self) -> Tensor:
@@ -96,7 +95,7 @@ class Study:
     def test_outputs(self) -> Tensor:
         """Outputs on the test set; shape (trials, M, outputs)."""
         of = self.group
-        chunks = of.data.dataset.test_inputs.split(self.chunk)
+        chunks = map(of.inputs.test, _slices(len(of.data.dataset.test_inputs), self.chunk))
         return torch.cat([of.engine.outputs(of.parameters, of.buffers, c) for c in chunks], 1)
 
     @property
@@ -105,10 +104,10 @@ class Study:
         targets = self.group.data.dataset.test_targets
         return targets.expand(len(self.group.trials), *targets.shape)
 
-    @property
+    @cached_property
     def inputs(self) -> Tensor:
-        """The curvature examples; shape (n, ...)."""
-        return self.group.data.dataset.train_inputs[self.group.data.curvature_examples]
+        """The curvature examples; shape (trials, n, ...), expanded where trials share them."""
+        return self.group.inputs.training(self.group.data.curvature_examples)
 
     @property
     def targets(self) -> Tensor:
@@ -125,8 +124,8 @@ class Study:
     def curvature_gradient(self) -> Tensor:
         """Gradient of the mean loss over the curvature examples; shape (trials, parameters)."""
         of = self.group
-        arguments = (of.parameters, of.buffers, self.inputs, self.targets, self.chunk)
-        return gradient_and_outputs(of.engine, *arguments)[0]
+        batches = in_chunks(self.inputs, self.targets, self.chunk)
+        return gradient_and_outputs(of.engine, of.parameters, of.buffers, batches, self.targets.shape[1])[0]
 
     def by_parameter(self, vectors: Tensor) -> dict[str, Tensor]:
         """Vectors of shape (trials, parameters) cut into parameters by name, each (trials, ...)."""
@@ -141,7 +140,16 @@ class Study:
         like = next(iter(self.group.parameters.values()))
         return torch.from_numpy(np.stack(drawn)).to(like)
 
+    def training_set(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of the training set, chunk by chunk, each of shape (trials, chunk, ...)."""
+        for part in _slices(self.group.data.dataset.train_size, self.chunk):
+            yield self.group.inputs.training(part), self.group.targets[:, part]
+
     def members(self) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Parameters and buffers of one trial after the other, by name."""
         for i in range(len(self.group.trials)):
             yield {k: v[i] for k, v in self.group.parameters.items()}, {k: v[i] for k, v in self.group.buffers.items()}
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))

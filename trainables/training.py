@@ -1,45 +1,76 @@
-"""Training a pack: the loop over the example stream and the moments of measurement."""
+"""Training a pack: the steps, the looks at whether a trial may stop, and the moments of measurement."""
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from trainables.data import Dataset
-from trainables.datasets import load_dataset
-from trainables.engines import ENGINES, Engine, Hyperparameters, Tensors, build, load_loss
+from trainables.datasets import dataset_of
+from trainables.engine import Tensors
+from trainables.engines import start
 from trainables.findings import Measurements
-from trainables.measurement import Memory, measure
-from trainables.settings import Hessian, Measure, step_of
-from trainables.snapshot import PackData, Snapshot
-from trainables.stepping import advance
+from trainables.loop import MEMBER
+from trainables.measurement import Memory, look, measure
+from trainables.nudging import Nudge
+from trainables.schedules import Timeline, timeline
+from trainables.settings import Hessian, Measure
+from trainables.snapshot import PackData
+from trainables.stepping import Stepper
+from trainables.stopping import Condition, parse
 from trainables.trial import Trial
+
+
+SPAN = 256
+"""Most steps, and no more than an epoch, between two reports of how far training is."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured at one moment.
+
+    Attributes:
+        step: steps taken.
+        epoch: examples seen, divided by the training-set size.
+        slots: the trials that were measured, by their place in the pack.
+        found: of each of them, in this order.
+    """
+
+    step: int
+    epoch: float
+    slots: list[int]
+    found: Measurements
 
 
 @dataclass
 class Run:
-    """What training a pack gave.
+    """What training a pack gave; lists have one entry per trial.
 
     Attributes:
-        moments: (step, epoch, measurements), in the order of training, the start and the endpoint included.
-        diverged_at: step of divergence, -1 where there was none; one per trial.
-        steps: steps of a trial that did not diverge.
-        train_size: N.
-        parameters: at the endpoint, by name, stacked; empty where endpoints are not kept.
-        buffers: likewise.
+        moments: in the order of training; of every trial the start, and the endpoint unless it diverged.
+        diverged_at: step at which a loss was not finite, else -1.
+        reached_at: step at which ``until`` held, else -1.
+        timeline: the steps of trials that came to the end.
+        endpoints: slot -> parameters and buffers at its end, by name; empty where endpoints are not kept.
     """
 
-    moments: list[tuple[int, float, Measurements]] = field(default_factory=list)
+    timeline: Timeline
+    moments: list[Measured] = field(default_factory=list)
     diverged_at: list[int] = field(default_factory=list)
-    steps: int = 0
-    train_size: int = 0
-    parameters: Tensors = field(default_factory=dict)
-    buffers: Tensors = field(default_factory=dict)
+    reached_at: list[int] = field(default_factory=list)
+    endpoints: dict[int, tuple[Tensors, Tensors]] = field(default_factory=dict)
+
+    def steps(self, slot: int) -> int:
+        """Steps that a trial took."""
+        ends = [at for at in (self.diverged_at[slot], self.reached_at[slot]) if at >= 0]
+        return ends[0] if ends else self.timeline.steps
 
 
 def keep_memory() -> None:
@@ -71,53 +102,129 @@ def reproducible(threads: int) -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def train(trials: Sequence[Trial], engine: str, settings: Measure, device: torch.device) -> Generator[float, None, Run]:
-    """Trains trials that share all that shapes the computation; yields the fraction done, returns the run.
+class Training:
+    """A pack of trials that share all that shapes the computation, on its way to their endpoints.
+
+    Args:
+        trials: the pack.
+        engine: loop, vmap or fused.
+        settings: what is measured, and when.
+        device: where.
+        physical: most examples of a trial in one forward pass of a step; None: the whole minibatch.
 
     Raises:
         ValueError: settings that this data set does not allow.
     """
-    first = trials[0]
-    dataset, dtype = load_dataset(first.dataset), getattr(torch, first.precision)
-    _check(first, dataset)
-    curvature_examples = (settings.hessian or Hessian()).examples
-    data = PackData.of(dataset, trials, curvature_examples, dtype, device)
-    state = start(trials, engine, data, dtype, device)
-    moments = settings.moments(first.epochs, dataset.train_size, first.batch_size)
-    run = Run(steps=step_of(first.epochs, dataset.train_size, first.batch_size), train_size=dataset.train_size)
-    done, memory = 0, Memory()
-    for step, (epoch, due) in moments.items():
-        for begin, end in _spans(done, step, max(1, dataset.train_size // first.batch_size)):
-            advance(state, data, trials, begin, end)
-            yield end / run.steps
-        done = step
-        found = measure(Snapshot.of(state, data, trials, step, epoch), due, memory)
-        state.mark_diverged(torch.as_tensor(found.values["train_loss"], device=device), step)
-        run.moments.append((step, epoch, found))
-    run.diverged_at = state.diverged_at.tolist()
-    if settings.endpoints:
-        run.parameters, run.buffers = state.state()
-    return run
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        engine: str,
+        settings: Measure,
+        device: torch.device,
+        physical: int | None = None,
+    ) -> None:
+        first = trials[0]
+        dataset, dtype = dataset_of(first), getattr(torch, first.precision)
+        _check(first, dataset)
+        time = timeline(first.schedule, first.batch_size, dataset.train_size, first.epochs, first.max_steps)
+        data = PackData.of(dataset, trials, (settings.hessian or Hessian()).examples, dtype, device)
+        shape, like = (dataset.input_shape, dataset.num_classes), torch.zeros(1, dtype=dtype, device=device)
+        state = start(trials, engine, *shape, like, physical)
+        self.settings = settings
+        self.stepper = Stepper(state, data, trials, time, Nudge.of(trials))
+        self.until = parse(first.until) if first.until else None
+        self.moments = settings.moments(time)
+        self.done, self.settled, self.memory = 0, -1, Memory()
+        self.run = Run(time, reached_at=[-1] * len(trials))
+
+    def go(self) -> Generator[float, None, Run]:
+        """Trains to the end; yields the fraction done, often, and returns what was measured."""
+        time = self.stepper.timeline
+        for step in sorted({*self.moments, *_looks(self.until, time)}):
+            if step <= self.settled:
+                continue
+            while self.done < step:
+                end = min(step, self.done + SPAN, max(self.done + 1, time.step_at(time.epoch(self.done) + 1)))
+                self.stepper.advance(self.done, end)
+                self.done = end
+                yield end / time.steps
+            if step:
+                self._stop(step)
+            if step in self.moments:
+                epoch, due = self.moments[step]
+                self._measure(self._active(), step, epoch, due, self.memory)
+            self.settled = step
+            if not self._active():
+                break
+        self._keep_endpoints(self._active())
+        self.run.diverged_at = self.stepper.engine.diverged_at.tolist()
+        return self.run
+
+    def saved(self) -> dict[str, Any]:
+        """Where the pack stands, copied: enough to go on as if it had never been interrupted."""
+        state = {name: getattr(self, name) for name in ("done", "settled", "memory", "run")}
+        shared = {id(self.run.timeline): self.run.timeline}  # never changes, and may be long
+        return copy.deepcopy(state | {"nudge": self.stepper.nudge}, shared) | {"engine": self.stepper.engine.saved()}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Goes on from what :meth:`saved` returned, bit for bit."""
+        self.stepper.engine.restore(saved["engine"])
+        shared = {id(saved["run"].timeline): self.run.timeline}
+        saved = copy.deepcopy({name: value for name, value in saved.items() if name != "engine"}, shared)
+        for name in ("done", "settled", "memory", "run"):
+            setattr(self, name, saved[name])
+        self.stepper.nudge = saved["nudge"]
+
+    def _active(self) -> list[int]:
+        active: list[int] = self.stepper.engine.active.nonzero()[:, 0].tolist()
+        return active
+
+    def _stop(self, step: int) -> None:
+        """Measures and stops the trials whose condition holds, where it is looked at."""
+        active = self._active()
+        if self.until is None or not active or step not in _looks(self.until, self.stepper.timeline):
+            return
+        values = look(self.stepper.snapshot(step).take(active), self.until.statistic).tolist()
+        slots = [slot for slot, value in zip(active, values, strict=True) if self.until.holds(value)]
+        if slots:
+            self._measure(slots, step, self.stepper.timeline.epoch(step), self.settings, replace(self.memory))
+            for slot in slots:
+                self.run.reached_at[slot] = step
+            self.stepper.engine.stopped[slots] = True
+            self._keep_endpoints(slots)
+
+    def _measure(self, slots: list[int], step: int, epoch: float, due: Measure, memory: Memory) -> None:
+        if not slots:
+            return
+        found = measure(self.stepper.snapshot(step, epoch).take(slots), due, memory, self.stepper)
+        losses = torch.as_tensor(found.values["train_loss"], device=self.stepper.data.targets.device)
+        everyone = torch.zeros(len(self.stepper.trials), dtype=losses.dtype, device=losses.device)
+        everyone[slots] = losses
+        self.stepper.engine.mark_diverged(everyone, step)
+        self.run.moments.append(Measured(step, epoch, slots, found))
+
+    def _keep_endpoints(self, slots: list[int]) -> None:
+        if not self.settings.endpoints:
+            return
+        parameters, buffers = self.stepper.engine.state()
+        buffers = {name: tensor for name, tensor in buffers.items() if name != MEMBER}
+        for slot in slots:
+            kept = [{k: v[slot].clone() for k, v in tensors.items()} for tensors in (parameters, buffers)]
+            self.run.endpoints[slot] = kept[0], kept[1]
+
+
+def _looks(until: Condition | None, time: Timeline) -> list[int]:
+    """Steps after which a condition is looked at, the last step among them."""
+    if until is None:
+        return []
+    end = time.epoch(time.steps)
+    epochs = (k * until.every for k in range(1, int(end / until.every) + 1))
+    return sorted({*(step for step in map(time.step_at, epochs) if step), time.steps})
 
 
 def _check(trial: Trial, dataset: Dataset) -> None:
-    n = dataset.train_size
-    if trial.batch_size > n:
-        raise ValueError(f"batch_size {trial.batch_size}: the training set has {n} examples")
-    if step_of(trial.epochs, n, trial.batch_size) == 0:
-        raise ValueError(f"epochs {trial.epochs:g}: not one step at batch size {trial.batch_size} of {n} examples")
     if trial.loss == "cross_entropy" and not dataset.is_classification:
         raise ValueError(f"loss cross_entropy: data set {trial.dataset} has real-valued targets; mse takes them")
-
-
-def start(trials: Sequence[Trial], engine: str, data: PackData, dtype: torch.dtype, device: torch.device) -> Engine:
-    """Freshly initialised trials."""
-    modules = [build(t, data.dataset.input_shape, data.dataset.num_classes).to(device, dtype) for t in trials]
-    hyper = Hyperparameters.of(trials, torch.zeros(1, dtype=dtype, device=device))
-    return ENGINES[engine](modules, load_loss(trials[0].loss), hyper)
-
-
-def _spans(begin: int, end: int, length: int) -> Iterator[tuple[int, int]]:
-    """Cuts [begin, end) into pieces of at most ``length``."""
-    for start_ in range(begin, end, length):
-        yield start_, min(start_ + length, end)
+    if trial.until and parse(trial.until).statistic == "train_accuracy" and not dataset.is_classification:
+        raise ValueError(f"until {trial.until}: data set {trial.dataset} has real-valued targets, no accuracy")

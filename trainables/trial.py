@@ -6,24 +6,36 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from trainables.stopping import canonical_condition
 
 SEMANTICS = 1
 """Raised when training itself changes meaning, so that older rows no longer satisfy a launch."""
 
-LATER_FIELDS: dict[str, Any] = {}
+LATER_FIELDS: dict[str, Any] = {
+    "input_noise": 0.0,
+    "gradient_noise": 0.0,
+    "pixel_shuffle": "none",
+    "augment": "none",
+    "train_size": None,
+    "schedule": "constant",
+    "max_steps": None,
+    "until": None,
+}
 """Fields added after the first release, each with its inert value: left out of the identity while they hold it."""
 
+Probability = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Trial(BaseModel):
     """One point of a sweep: every field that shapes training, defaults resolved.
 
-    ``arch``, ``dataset``, ``loss`` and ``call`` hold a name, or canonical JSON ``{"name": ..., parameters}``
-    (see :mod:`trainables.registry`).
+    ``arch``, ``dataset``, ``loss``, ``optimizer`` and ``call`` hold a name, or canonical JSON ``{"name": ...,
+    parameters}``; ``schedule`` holds ``constant`` or canonical JSON (see :mod:`trainables.registry`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -32,17 +44,37 @@ class Trial(BaseModel):
     dataset: str
     lr: Annotated[float, Field(gt=0)]
     batch_size: Annotated[int, Field(ge=1)]
-    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    label_noise: Probability = 0.0  # each training label redrawn
+    input_noise: Probability = 0.0  # each training input replaced by Gaussian noise
+    gradient_noise: Annotated[float, Field(ge=0)] = 0.0  # sigma of isotropic noise added to each example's gradient
+    pixel_shuffle: Literal["none", "fixed", "per_image"] = "none"
+    augment: Literal["none", "flip", "crop", "crop_flip"] = "none"
+    train_size: Annotated[int, Field(ge=1)] | None = None  # None: the whole training set
     seed: Seed = 0
     order_seed: Seed | None = None  # None: the order follows `seed`
-    epochs: Annotated[float, Field(gt=0)] = 20.0
+    epochs: Annotated[float, Field(gt=0)] | None = 20.0  # None where max_steps says how long
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    until: Annotated[str, AfterValidator(canonical_condition)] | None = None
     loss: str = "cross_entropy"
-    optimizer: Literal["sgd"] = "sgd"
+    optimizer: str = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    sampler: Literal["stream", "replacement"] = "stream"
+    schedule: str = "constant"
+    sampler: Literal["stream", "replacement", "full"] = "stream"
     precision: Literal["float32", "float64"] = "float32"
     call: str | None = None  # a whole trial of the user's own
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("one of epochs and max_steps is needed")
+        return self
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """From a row of a table; one of an earlier version lacks later fields."""
+        given = {name: row.get(name) for name in cls.model_fields}
+        return cls(**{name: v for name, v in given.items() if v is not None or name == "epochs"})
 
     @property
     def order(self) -> int:
@@ -53,10 +85,12 @@ class Trial(BaseModel):
 FIELDS: tuple[str, ...] = tuple(Trial.model_fields)
 """The scientific fields, in the order in which tables show them."""
 
-REFERENCES: tuple[str, ...] = ("arch", "dataset", "loss", "call")
+REFERENCES: tuple[str, ...] = ("arch", "dataset", "loss", "optimizer", "schedule", "call")
 """The fields that name a built-in or a plug-in."""
 
-WITHIN_PACK: tuple[str, ...] = ("lr", "label_noise", "seed", "order_seed", "momentum", "weight_decay")
+WITHIN_PACK: tuple[str, ...] = (
+    *("lr", "label_noise", "input_noise", "gradient_noise", "seed", "order_seed", "momentum", "weight_decay"),
+)
 """Fields in which the trials of one pack may differ; all others shape the computation."""
 
 

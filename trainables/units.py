@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from trainables.findings import Value
 from trainables.functional import functional_call
+from trainables.layers import ShapedReLU
 from trainables.study import Study
 
 FLAT = 0.05
 """An activation is flat where its derivative is smaller than this in magnitude."""
 
 _MIXING = {"GLU", "MultiheadAttention", "Softmin", "Softmax", "Softmax2d", "LogSoftmax"}
-ELEMENTWISE: tuple[type[nn.Module], ...] = tuple(
-    getattr(nn, name) for name in nn.modules.activation.__all__ if name not in _MIXING
+ELEMENTWISE: tuple[type[nn.Module], ...] = (
+    *(getattr(nn, name) for name in nn.modules.activation.__all__ if name not in _MIXING),
+    ShapedReLU,
 )
-"""PyTorch's activations that map each number by itself."""
+"""Activations that map each number by itself: PyTorch's and ours."""
 
 
 def flat_units(study: Study) -> Iterator[Value]:
@@ -31,7 +33,7 @@ def flat_units(study: Study) -> Iterator[Value]:
     `dead_fraction` units that are flat on every example; NaN for a net without activation modules (calls of
     `nn.functional` are not seen).
     """
-    found = [_count(study, *net) for net in study.members()]
+    found = [_count(study, seen, *net) for seen, net in zip(study.inputs, study.members(), strict=True)]
     yield Value("dead_fraction", torch.tensor([f.dead for f in found], dtype=torch.float64), 0.0)
     yield Value("saturated_fraction", torch.tensor([f.saturated for f in found], dtype=torch.float64), 0.0)
 
@@ -68,7 +70,7 @@ class _Units:
 
 
 @torch.no_grad()
-def _count(study: Study, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> _Units:
+def _count(study: Study, examples: Tensor, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> _Units:
     module, own = study.group.engine.member(buffers)
     units = _Units()
     calls = 0
@@ -81,7 +83,7 @@ def _count(study: Study, parameters: dict[str, Tensor], buffers: dict[str, Tenso
 
     handles = [m.register_forward_pre_hook(look) for m in module.modules() if isinstance(m, ELEMENTWISE)]
     try:
-        for inputs in study.inputs.split(study.chunk) if handles else ():
+        for inputs in examples.split(study.chunk) if handles else ():
             calls = 0
             functional_call(module, (parameters, own), (inputs,))
     finally:

@@ -111,11 +111,11 @@ def test_values_take_their_stored_form(field: str, given_: object, kept: object)
         ("batch_size", 2**63, "should be less than 2^63"),
         ("seed", -1, "should be greater than or equal to 0"),
         ("momentum", 1, "1 should be less than 1"),
-        ("sampler", "straem", "'straem' should be 'stream' or 'replacement'; did you mean 'stream'?"),
+        ("sampler", "straem", "'straem' should be 'stream', 'replacement' or 'full'; did you mean 'stream'?"),
         (
             "arch",
             "mlpp",
-            "unknown arch 'mlpp': allowed are linear, mlp, or package.module:callable; did you mean 'mlp'",
+            "unknown arch 'mlpp': allowed are alexnet-small, linear, mlp, resnet, simple-cnn, vgg11, or ",
         ),
         ("arch", {"depth": 4}, "needs a name"),
         ("loss", 3, "loss must be a name"),

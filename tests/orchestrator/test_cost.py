@@ -11,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cost import ALONG_E1, PARTS, Costs
-from trainables.registry import load, resolve
 from trainables.settings import At, CriticalSamples, Density, GradientNoise, Hessian, Measure
 from trainables.sgd_steps import MULTIPLES
 
 N = 1437  # examples of digits
-LINEAR = 65 * 10  # parameters of the linear net on them
+LINEAR = 64 * 10  # multiply-adds of the linear net on them
 NOTHING = Measure(at=[], hessian=False, gradient_noise=False)
-PACK = {"trials": 2, "arch": "mlp", "dataset": "digits", "batch_size": 8, "epochs": 3.0, "engine": "fused"}
+SHARED = {"train_size": None, "max_steps": None, "schedule": "constant", "sampler": "stream", "precision": "float32"}
+PACK: dict[str, Any] = {"trials": 2, "arch": "mlp", "dataset": "digits", "batch_size": 8, "epochs": 3.0} | SHARED
+PACK |= {"engine": "fused"}
+SEEN = 8 * round(3 * N / 8)  # examples in the steps of a trial
 
 
 def _costs(measure: Measure = NOTHING, **settings: Any) -> Costs:
@@ -40,7 +42,7 @@ def _share(measure: Measure) -> float:
 
 def test_costs_are_counted_in_multiply_adds() -> None:
     costs = _costs(arch="linear")
-    assert costs.training[0] == pytest.approx(2 * 3 * LINEAR * 3.0 * N / 1e9)
+    assert costs.training[0] == pytest.approx(2 * 3 * LINEAR * SEEN / 1e9)
     losses = 3 * N + N / 4 + 2 * 1024  # training set, test set, twice the curvature examples; start and endpoint
     assert costs.measuring[0] == pytest.approx([2 * 2 * LINEAR * losses / 1e9, 0, 0, 0])
     assert _cost(trials=4) == pytest.approx(2 * _cost())
@@ -49,12 +51,20 @@ def test_costs_are_counted_in_multiply_adds() -> None:
     assert _cost(dataset='{"dimension":128,"name":"teacher"}') > _cost(dataset="teacher")
 
 
-def test_parameters_are_those_of_the_nets() -> None:
-    for arch in ("linear", "mlp", '{"depth":3,"name":"mlp","width":7}'):
-        resolved = resolve("arch", arch)
-        net = load(resolved.target)((64,), 10, **resolved.parameters)
-        true = sum(p.numel() for p in net.parameters())
+def test_nets_cost_their_multiply_adds() -> None:
+    for arch, true in (("mlp", 64 * 128 + 128 * 128 + 128 * 10), ('{"depth":1,"name":"mlp","width":7}', 74 * 7)):
         assert _cost(arch=arch) / _cost(arch="linear") == pytest.approx(true / LINEAR)
+
+
+def test_a_trial_costs_the_passes_of_its_steps() -> None:
+    """Half the training set is half the epochs' examples; full batches pass over all of it at every step."""
+    training = _costs().training[0]
+    assert _costs(train_size=N // 2).training[0] == pytest.approx(training / 2, rel=1e-2)
+    assert _costs(epochs=None, max_steps=10).training[0] == pytest.approx(training * 80 / SEEN)
+    assert _costs(sampler="full").training[0] == pytest.approx(training * N / 8)
+    grown = '{"of":"batch_size","step":{"at":[1.5],"factor":0.25}}'
+    assert _costs(schedule=grown).training[0] == pytest.approx(training)
+    assert _costs(schedule=grown, engine="loop").training[0] < _costs(engine="loop").training[0], "fewer steps"
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.cost import SECONDS_PER_COST
-from orchestrator.engine import engine_of
+from orchestrator.engine import Computation, computation
 from orchestrator.packs import SHARED
 from orchestrator.planning import duration, plan
 from orchestrator.reconcile import Reconciliation, SweepChangedError, reconcile
+from orchestrator.sizes import size
 from orchestrator.sweepfile import SweepFile, load
 from trainables.schema import CURVES, EIGENVALUES, FAILURES, PLAN, PROVENANCE, TRIALS
+from trainables.stacking import STACKED_CONVOLUTION
 from trainables.store import DamagedStoreError, Store, StoreError, SweepStore, new_attempt, table
 from trainables.trial import FIELDS, Trial
 
@@ -188,8 +190,47 @@ def test_limit_takes_whole_packs_and_changes_no_pack(world: _World) -> None:
         ("mlp", "mse", "operator:neg", "vmap", "call"),
     ],
 )
-def test_engines(arch: str, loss: str, call: str | None, wanted: str, engine: str) -> None:
-    assert engine_of(arch, loss, call, wanted) == engine
+def test_engines(tmp_path: Path, arch: str, loss: str, call: str | None, wanted: str, engine: str) -> None:
+    sweep = _sweep(tmp_path, more=f"pack: {{engine: {wanted}}}")
+    assert _computed(sweep, arch=arch, loss=loss, call=call).engine == engine
+
+
+def _computed(sweep: SweepFile, *, cost: float = 1.0, alone: bool = False, **settings: Any) -> Computation:
+    kind = Trial(dataset="digits", lr=0.1, batch_size=8).model_dump() | settings | {"cost": cost, "alone": alone}
+    return computation(kind, sweep, settle=False)
+
+
+RESNET = '{"depth":8,"name":"resnet"}'
+
+
+def test_convolutions_are_stacked_where_it_pays(tmp_path: Path) -> None:
+    cpu, gpu = _sweep(tmp_path), _sweep(tmp_path, more="resources: {gpu: 1}")
+    multiply_adds = size(RESNET, (64,), 10).multiply_adds
+    most = STACKED_CONVOLUTION // multiply_adds
+    assert _computed(cpu, arch=RESNET, batch_size=most).engine == "vmap"
+    assert _computed(cpu, arch=RESNET, batch_size=most + 1).engine == "loop"
+    assert _computed(cpu, arch=RESNET, batch_size=1, alone=True).engine == "loop"
+    assert _computed(gpu, arch=RESNET, batch_size=most + 1).engine == "vmap"
+
+
+def test_packs_and_pieces_fit_memory(tmp_path: Path) -> None:
+    """3 x 4 bytes for every number that a layer puts out, 4 x 4 for every parameter."""
+    net = size(RESNET, (64,), 10)
+    per_example, parameters = 12 * net.activations, 16 * net.parameters
+    gib = (10 * 8 * per_example + 10 * parameters) / 2**30
+    sweep = _sweep(tmp_path, more=f"pack: {{memory: {gib * 1.001:.9f}, engine: vmap}}")
+    assert _computed(sweep, arch=RESNET) == Computation("vmap", None, 10)
+    large = _computed(sweep, arch='{"depth":8,"ghost_batch":16,"name":"resnet"}', sampler="full")
+    assert large.physical_batch_size == int(gib * 1.001 * 2**30 / per_example) // 16 * 16
+    assert large.max_trials == 1
+    whole = _computed(sweep, arch=RESNET, sampler="full")
+    assert whole == Computation("vmap", None, 1), "batch norm is not cut"
+
+
+def test_packs_of_the_loop_are_about_half_a_minute_long(tmp_path: Path) -> None:
+    loop = _sweep(tmp_path, more="pack: {engine: loop}")
+    sizes = [_computed(loop, arch=RESNET, cost=seconds / SECONDS_PER_COST).max_trials for seconds in (0.01, 1, 10, 100)]
+    assert sizes == [64, 30, 3, 1]
 
 
 def test_engines_of_plug_ins_are_settled_only_when_asked_for(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:

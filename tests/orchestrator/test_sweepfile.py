@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.source import read
 from orchestrator.sweepfile import SweepFile, SweepFileError, init, load
+from trainables.schedules import timeline
 from trainables.settings import GROUPS, At, CriticalSamples, Density, GradientNoise, Hessian, Measure
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +122,13 @@ def test_everything_is_read(tmp_path: Path) -> None:
         "seed": [1, 2],
     }
     assert sweep.where == "lr < 0.05 or batch_size = 8"
-    assert [m.epoch for m in sweep.measure.moments(2.0, 256, 8).values()] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert [m.epoch for m in sweep.measure.moments(timeline("constant", 8, 256, 2.0, None)).values()] == [
+        0.0,
+        0.5,
+        1.0,
+        1.5,
+        2.0,
+    ]
     assert (sweep.resources.cpu, sweep.resources.gpu) == (0.5, 0.0)
     assert (sweep.pack.max_trials, sweep.pack.engine, sweep.retries) == (32, "loop", 1)
     assert sweep.margins == {"test_loss": 0.1}
@@ -188,7 +195,7 @@ WRONG_LINES = {
     "train: {epochs: 0}": "6:17: train.epochs: 0 should be greater than 0",
     "train: {epochs: '2'}": "6:17: train.epochs: '2' should be a valid number",
     "train: {momentum: 1.0}": "6:19: train.momentum: 1 should be less than 1",
-    "train: {sampler: steram}": "6:18: train.sampler: 'steram' should be 'stream' or .*; did you mean 'stream'?",
+    "train: {sampler: steram}": "6:18: train.sampler: 'steram' should be 'stream', .*; did you mean 'stream'?",
     "train: {label_noise: -0.1}": "6:22: train.label_noise: -0.1 should be greater than or equal to 0",
     "train: {seed: [1, 2]}": "6:15: train.seed: one value is needed; an axis stands under grid",
     "train: {seed: {range: 3}}": "6:15: train.seed: one value is needed; an axis stands under grid",
@@ -272,7 +279,7 @@ WRONG_FILES = {
     RIGHT.replace("name: s", "name: ../s"): "1:7: name: '../s' should match pattern",
     RIGHT.replace("name: s\n", ""): "1:1: name is required",
     RIGHT.replace("dataset: digits\n", ""): "1:1: dataset is required: a built-in name or package.module:callable",
-    RIGHT.replace("digits", "digts"): "2:10: dataset: unknown dataset 'digts': allowed are digits, teacher",
+    RIGHT.replace("digits", "digts"): "2:10: dataset: unknown dataset 'digts': allowed are cifar10, cifar100, digits, ",
     RIGHT.replace("digits", "[digits]"): "2:10: dataset: dataset must be a name or a mapping with a name",
     "name: s\ndataset: digits\n": "1:1: grid is required",
     "name: s\ndataset: digits\ngrid: 3\n": "3:7: grid: 3 should be a valid mapping",
@@ -329,7 +336,7 @@ WRONG_TOML = {
     "arch = [{name = 'mlp'}, {name = 'mlp', dept = 4}]": "9:25: grid.arch: arch 'mlp': parameter 'dept'",
     "epochs.range = [0, 1.5]": "9:16: grid.epochs: range takes n",
     "'seeed' = [1]": "9:1: grid: unknown key 'seeed': allowed are",
-    'sampler = ["""\nstream""", "x=[1]"]': "10:12: grid.sampler: 'x=[1]' should be 'stream' or 'replacement'",
+    'sampler = ["""\nstream""", "x=[1]"]': "10:12: grid.sampler: 'x=[1]' should be 'stream', 'replacement' or 'full'",
     "[[train]]": "9:1: train: [{}] should be a valid mapping",
     '[measure.hessian]\n"top" = 0': "10:9: measure.hessian.top: 0 should be greater than or equal to 1",
     "[measure]\nhessian.tpo = 3": "10:1: measure.hessian: unknown key 'tpo': allowed are at, top",

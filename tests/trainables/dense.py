@@ -32,13 +32,13 @@ def nets(study: Study) -> Iterator[nn.Module]:
 def example_gradients(study: Study) -> Tensor:
     """Of the loss of one curvature example after the other; shape (trials, n, d)."""
     found = []
-    for module, targets in zip(nets(study), study.targets, strict=True):
+    for module, inputs, targets in zip(nets(study), study.inputs, study.targets, strict=True):
         tracked = [p for p in module.parameters() if p.requires_grad]
-        for x, y in zip(study.inputs, targets, strict=True):
+        for x, y in zip(inputs, targets, strict=True):
             loss = study.group.engine.losses(module(x[None])[None], y[None, None]).sum()
             gradient = torch.autograd.grad(loss, tracked, materialize_grads=True)
             found.append(torch.cat([g.reshape(-1) for g in gradient]))
-    return torch.stack(found).view(len(study.targets), len(study.inputs), -1)
+    return torch.stack(found).view(*study.targets.shape[:2], -1)
 
 
 def covariance(gradients: Tensor) -> Tensor:

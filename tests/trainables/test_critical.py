@@ -166,7 +166,7 @@ def test_a_trial_that_diverged_disturbs_nobody(engine: str) -> None:
     wanted = Measure(at=[1], hessian=False, critical_samples={"radius": 0.3})
     together, alone = run(pack, engine, wanted), run(pack[:1], engine, wanted)
     assert together.diverged_at[1] > 0
-    found, expected = (done.moments[-1][2].values for done in (together, alone))
+    found, expected = (done.moments[-1].found.values for done in (together, alone))
     assert {"critical_sample_ratio", "residual_cosine", "dead_fraction", "test_margin"} <= set(found)
     for name in expected:
         assert found[name][0] == pytest.approx(expected[name][0], rel=1e-9, nan_ok=True)

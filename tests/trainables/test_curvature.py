@@ -15,7 +15,7 @@ EVERYTHING = {"examples": 1000, "tolerance": 1e-10}
 
 def moments(pack: list, **hessian: object) -> list[Measurements]:
     settings = Measure(at=[1], hessian=EVERYTHING | hessian, gradient_noise=False)
-    return [found for _, _, found in run(pack, settings=settings).moments]
+    return [moment.found for moment in run(pack, settings=settings).moments]
 
 
 def test_both_ends_have_rows_of_their_own() -> None:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trainables import Dataset
 from trainables.datasets import load_dataset
@@ -52,3 +56,60 @@ def test_a_data_set_that_does_not_fit_together_is_refused(changes: dict[str, obj
     Dataset(**good)
     with pytest.raises(ValueError, match=message):
         Dataset(**good | changes)
+
+
+def _numbered(n: int) -> Dataset:
+    """Input i is (i, -i), its label i mod 3."""
+    i = torch.arange(n)
+    inputs = torch.stack([i, -i], 1).double()
+    return Dataset(inputs, i % 3, inputs[:2] + 0.5, i[:2], num_classes=3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 60), st.data())
+def test_first_examples_are_nested_and_keep_their_labels(n: int, data: st.DataObject) -> None:
+    whole = _numbered(n)
+    few = data.draw(st.integers(1, n))
+    more = data.draw(st.integers(few, n))
+    small, large = whole.first(few), whole.first(more)
+    assert (small.train_size, large.train_size) == (few, more)
+    assert torch.equal(small.train_inputs, large.train_inputs[:few])
+    assert torch.equal(small.train_targets, large.train_targets[:few])
+    chosen = large.train_inputs[:, 0].long()
+    assert len(set(chosen.tolist())) == more
+    assert torch.equal(large.train_targets, chosen % 3)
+    assert torch.equal(large.test_inputs, whole.test_inputs)
+
+
+def test_the_first_examples_are_spread_over_the_set_and_fixed() -> None:
+    whole = _numbered(10_000)
+    chosen = whole.first(1000).train_inputs[:, 0]
+    assert float(chosen.mean()) == pytest.approx(5000, abs=4 * 10_000 / 12**0.5 / 1000**0.5)
+    assert torch.equal(chosen, _numbered(10_000).first(1000).train_inputs[:, 0])
+
+
+@pytest.mark.parametrize("n", [0, 6])
+def test_more_examples_than_there_are_are_refused(n: int) -> None:
+    with pytest.raises(ValueError, match=f"train_size {n}: the training set has 5 examples: allowed are 1 to 5"):
+        _numbered(5).first(n)
+
+
+def test_moments_are_those_of_all_training_inputs_together() -> None:
+    inputs = 1000 + torch.randn(700, 3, 2, generator=torch.Generator().manual_seed(0))
+    data = Dataset(inputs, torch.zeros(700, dtype=torch.int64), inputs[:1], torch.zeros(1, dtype=torch.int64), 1)
+    exact = inputs.double()
+    assert data.input_moments == pytest.approx((float(exact.mean()), float(exact.std(correction=0))), rel=1e-12)
+    assert _numbered(3).input_moments == pytest.approx((0, (10 / 6) ** 0.5))
+
+
+def test_the_hash_covers_types_shapes_and_bytes() -> None:
+    data = _numbered(4)
+    expected = hashlib.sha256()
+    for tensor in (data.train_inputs, data.train_targets, data.test_inputs, data.test_targets):
+        array = tensor.numpy()
+        expected.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    assert data.sha256() == expected.hexdigest()
+    strided = torch.stack([data.train_inputs, data.train_inputs], 2)[..., 0]
+    assert not strided.is_contiguous()
+    assert Dataset(strided, data.train_targets, data.test_inputs, data.test_targets, 3).sha256() == data.sha256()
+    assert data.first(4).sha256() != data.sha256()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from packs import SMALL_TEACHER, endpoint, engine_for, run, trial
+from packs import SMALL_TEACHER, endpoint, engine_for, minibatch, run, trial
 
 from trainables.datasets import load_dataset
 from trainables.engines import choose_engine
@@ -94,7 +94,7 @@ def test_the_fused_step_is_the_gradient_step() -> None:
     x, y = dataset.train_inputs[:8], dataset.train_targets[:8]
     loss = plain.losses(plain.module(x)[None], y[None]).mean()
     gradients = torch.autograd.grad(loss, list(plain.module.parameters()))
-    fused.step(x[None], y[None], 0)
+    fused.step(minibatch(x[None], y[None]), 0)
     for (name, before), gradient in zip(plain.module.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(fused.state()[0][name][0], before - 0.3 * gradient, rtol=1e-12, atol=1e-14)
 
@@ -106,16 +106,17 @@ def test_a_diverged_trial_is_recorded_and_disturbs_nobody(engine: str) -> None:
     together = run([calm[0], wild, calm[1]], engine, Measure(at=[1], hessian={"examples": 10, "trace_probes": 2}))
     apart = run(calm, engine, Measure(at=[1], hessian={"examples": 10, "trace_probes": 2}))
     assert together.diverged_at[0] == together.diverged_at[2] == -1
-    assert 0 < together.diverged_at[1] < together.steps
-    for name, values in apart.moments[-1][2].values.items():
-        np.testing.assert_array_equal(together.moments[-1][2].values[name][[0, 2]], values, err_msg=name)
+    assert 0 < together.diverged_at[1] < together.timeline.steps
+    assert together.moments[-1].slots == [0, 2]
+    for name, values in apart.moments[-1].found.values.items():
+        np.testing.assert_array_equal(together.moments[-1].found.values[name], values, err_msg=name)
 
 
 def test_iso_ratio_trials_of_a_seed_start_alike_and_see_the_same_examples() -> None:
     measure = Measure(at=[], hessian=False)
     small, large = (run([trial(batch_size=b, lr=0.01 * b)], "fused", measure) for b in (5, 25))
-    assert small.moments[0][2].values["train_loss"] == large.moments[0][2].values["train_loss"]
-    assert small.steps * 5 == large.steps * 25
+    assert small.moments[0].found.values["train_loss"] == large.moments[0].found.values["train_loss"]
+    assert small.timeline.steps * 5 == large.timeline.steps * 25
 
 
 def test_every_seed_order_and_noise_matters() -> None:
@@ -182,7 +183,7 @@ def test_frozen_parameters_stay_what_they_were_and_have_no_curvature(engine: str
     state = engine_for(pack, dataset, engine)
     before = {k: v.clone() for k, v in state.state()[1].items()}
     x, y = dataset.train_inputs[:8].expand(2, -1, -1), dataset.train_targets[:8].expand(2, -1)
-    state.step(x, y, 0)
+    state.step(minibatch(x, y), 0)
     parameters, others = state.state()
     assert set(parameters) == {"2.weight", "2.bias"}
     assert torch.equal(others["0.weight"], before["0.weight"])

@@ -16,8 +16,10 @@ from trainables.datasets import load_dataset
 from trainables.findings import Measurements
 from trainables.generalization import test_set as of_test_set
 from trainables.generalization import training_set
-from trainables.results import _trial_row
-from trainables.training import Run
+from trainables.packs import Outcome
+from trainables.results import _add_rows
+from trainables.schedules import timeline
+from trainables.training import Measured, Run
 
 CONVNET = {"arch": "plugins:convnet", "dataset": '{"classes":3,"dimension":6,"name":"teacher","train_size":40}'}
 
@@ -35,20 +37,21 @@ def counted(outputs: Tensor, labels: Tensor) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("engine", ["fused", "vmap", "loop"])
 def test_training_set_against_a_loop_over_examples(engine: str) -> None:
-    pack = [trial(seed=s, label_noise=0.5) for s in range(3)]
+    pack = [trial(seed=s, label_noise=0.5, input_noise=0.3) for s in range(3)]
     of = study(pack, engine, chunk=17)
     found, clean = values(training_set(of)), load_dataset(SMALL_TEACHER).train_targets
     for i in range(3):
         outputs, given, changed = of.train_outputs[i], of.group.targets[i], of.group.changed[i].numpy()
-        assert changed.any()
-        assert not changed.all()
+        corrupted = changed | of.group.inputs.replaced[i].numpy()
+        assert 0 < changed.sum() < corrupted.sum() < len(changed)
         as_given, as_true = counted(outputs, given), counted(outputs, clean)
         expected = {
             "train_loss": np.mean(as_given["loss"]),
             "train_accuracy": np.mean(as_given["right"]),
-            "clean_loss": np.mean(np.array(as_given["loss"])[~changed]),
-            "clean_accuracy": np.mean(np.array(as_given["right"])[~changed]),
-            "corrupted_loss": np.mean(np.array(as_given["loss"])[changed]),
+            "clean_loss": np.mean(np.array(as_given["loss"])[~corrupted]),
+            "clean_accuracy": np.mean(np.array(as_given["right"])[~corrupted]),
+            "corrupted_loss": np.mean(np.array(as_given["loss"])[corrupted]),
+            "corrupted_accuracy": np.mean(np.array(as_given["right"])[corrupted]),
             "memorized": np.mean(np.array(as_given["right"])[changed]),
             "recovered": np.mean(np.array(as_true["right"])[changed]),
             "train_margin": np.mean(as_given["margin"]),
@@ -70,17 +73,18 @@ def test_test_set_against_a_loop_over_examples(engine: str) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.floats(0, 1), st.integers(0, 2**40))
-def test_both_kinds_of_labels_make_up_the_training_set(noise: float, seed: int) -> None:
-    of = study([trial(seed=seed, label_noise=noise)])
+@given(st.floats(0, 1), st.just(0) | st.floats(0, 1), st.integers(0, 2**40))
+def test_both_kinds_of_examples_make_up_the_training_set(labels: float, inputs: float, seed: int) -> None:
+    of = study([trial(seed=seed, label_noise=labels, input_noise=inputs)])
     found = {name: float(v[0]) for name, v in values(training_set(of)).items()}
-    share = float(of.group.changed.double().mean())
-    names = ("train_loss", "clean_loss", "corrupted_loss"), ("train_accuracy", "clean_accuracy", "memorized")
-    for whole, clean, changed in names:
-        parts = [(1 - share, found[clean]), (share, found[changed])]
-        assert found[whole] == pytest.approx(sum(w * v for w, v in parts if w), rel=1e-12)
+    share = float(of.group.corrupted.double().mean())
+    for kind in ("loss", "accuracy"):
+        parts = [(1 - share, found[f"clean_{kind}"]), (share, found[f"corrupted_{kind}"])]
+        assert found[f"train_{kind}"] == pytest.approx(sum(w * v for w, v in parts if w), rel=1e-12)
         assert all(np.isnan(v) for w, v in parts if not w)
-    if share:
+    if not inputs:
+        assert found["memorized"] == pytest.approx(found["corrupted_accuracy"], rel=1e-12, nan_ok=True)
+    if of.group.changed.any():
         assert 0 <= found["recovered"] <= 1 - found["memorized"]
 
 
@@ -88,7 +92,7 @@ def test_without_noise_the_clean_examples_are_all() -> None:
     found = values(training_set(study([trial(), trial(seed=1)])))
     for name in ("loss", "accuracy"):
         torch.testing.assert_close(found[f"clean_{name}"], found[f"train_{name}"], rtol=1e-14, atol=0)
-    assert all(found[name].isnan().all() for name in ("corrupted_loss", "memorized", "recovered"))
+    assert all(found[name].isnan().all() for name in ("corrupted_loss", "corrupted_accuracy", "memorized", "recovered"))
 
 
 def test_where_every_label_is_changed_nothing_is_clean() -> None:
@@ -137,32 +141,37 @@ def test_engines_and_packs_agree(changes: dict[str, object]) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
-def run_with(accuracies: list[list[float]], diverged_at: list[int]) -> Run:
-    moments = [
-        (
-            step,
-            step / 2,
-            Measurements(len(row), {"test_accuracy": np.array(row)}, {"test_accuracy": np.zeros(len(row))}),
-        )
-        for step, row in enumerate(accuracies)
-    ]
-    return Run(moments, diverged_at, steps=len(accuracies) - 1, train_size=50)
+def rows_of(accuracies: list[list[float]], diverged_at: list[int], name: str = "test_accuracy") -> Outcome:
+    """Of a run of two steps an epoch, measured after each."""
+    moments = []
+    for step, row in enumerate(accuracies):
+        found = Measurements(len(row), {name: np.array(row)}, {name: np.zeros(len(row))})
+        moments.append(Measured(step, step / 2, list(range(len(row))), found))
+    run = Run(timeline("constant", 25, 50, None, 3), moments, diverged_at, reached_at=[-1] * len(diverged_at))
+    outcome = Outcome()
+    _add_rows(outcome, run, [trial()] * len(diverged_at), 0)
+    return outcome
 
 
 def test_the_best_test_accuracy_is_that_of_its_first_epoch() -> None:
-    run = run_with([[0.1, 0.2], [0.7, 0.9], [0.7, 0.3], [0.6, 0.9]], [-1, -1])
-    best = [(row["best_test_accuracy"], row["best_test_epoch"]) for row in (_trial_row(run, i, 8) for i in range(2))]
+    rows = rows_of([[0.1, 0.2], [0.7, 0.9], [0.7, 0.3], [0.6, 0.9]], [-1, -1]).trials
+    best = [(rows[i]["best_test_accuracy"], rows[i]["best_test_epoch"]) for i in range(2)]
     assert best == [(0.7, 0.5), (0.9, 0.5)]
 
 
 def test_a_trial_that_diverged_has_no_best_test_accuracy() -> None:
-    row = _trial_row(run_with([[0.1], [0.7]], [1]), 0, 8)
+    row = rows_of([[0.1], [0.7]], [1]).trials[0]
     assert row["status"] == "diverged"
     assert "best_test_accuracy" not in row
 
 
+def test_curves_end_before_a_trial_diverges() -> None:
+    """A moment at which the loss is found to be no number still has finite statistics, of a net that is none."""
+    curves = rows_of([[0.1, 0.2], [0.7, 0.9], [0.7, 0.3]], [1, -1]).side["curves"]
+    assert [(c["slot"], c["step"]) for c in curves] == [(0, 0), (1, 0), (1, 1), (1, 2)]
+
+
 def test_real_values_have_no_best_test_accuracy() -> None:
-    moments = [(0, 0.0, Measurements(1, {"test_loss": np.ones(1)}, {"test_loss": np.zeros(1)}))]
-    row = _trial_row(Run(moments, [-1], steps=0, train_size=50), 0, 8)
+    row = rows_of([[1.0]], [-1], name="test_loss").trials[0]
     assert row["test_loss"] == 1
     assert "best_test_accuracy" not in row

@@ -52,7 +52,7 @@ def explicit(seen: Study) -> Tensor:
     ],
 )
 def test_squared_deviations_by_every_engine(arch: str, engines: list[str], loss: str) -> None:
-    pack = [trial(arch=arch, loss=loss, seed=s, label_noise=0.3) for s in range(2)]
+    pack = [trial(arch=arch, loss=loss, seed=s, label_noise=0.3, input_noise=0.3) for s in range(2)]
     for name in engines:
         seen = study(pack, name, examples=9)
         torch.testing.assert_close(deviations(seen), explicit(seen), rtol=1e-9, atol=1e-14)
@@ -85,8 +85,9 @@ def test_the_gaussian_problem(engine: str) -> None:
     done = run(pack, engine, settings)
     x = study(pack).group.data.dataset.train_targets
     c = covariance(x[None])[0]
-    found = done.moments[-1][2]
-    for i, theta in enumerate(done.parameters["theta"]):
+    found = done.moments[-1].found
+    for i, (parameters, _) in sorted(done.endpoints.items()):
+        theta = parameters["theta"]
         v, e = ({name: float(of[i]) for name, of in table.items()} for table in (found.values, found.errors))
         assert v["gradient_covariance_trace"] == pytest.approx(float(c.trace()), rel=1e-12)
         assert v["noise_scale"] == pytest.approx(float(c.trace() / (theta - x.mean(0)).square().sum()), rel=1e-12)
@@ -136,6 +137,7 @@ def many_data_sets(repetitions: int, train_size: int, examples: int) -> tuple[di
     group = replace(
         one.group,
         trials=[member] * repetitions,
+        inputs=one.group.inputs.take([0] * repetitions),
         parameters={k: v.expand(repetitions, *v.shape[1:]) for k, v in one.group.parameters.items()},
         targets=x,
     )
@@ -176,7 +178,7 @@ def with_top(pack: list, engine: str, examples: int = 30, hessian: Hessian = TIG
 @pytest.mark.parametrize("engine", ["fused", "vmap", "loop"])
 @pytest.mark.parametrize("arch", ["linear", SMALL])
 def test_against_dense_matrices(arch: str, engine: str) -> None:
-    pack = [trial(arch=arch, seed=s, label_noise=0.2) for s in range(2)]
+    pack = [trial(arch=arch, seed=s, label_noise=0.2, input_noise=0.2) for s in range(2)]
     seen = with_top(pack, engine)
     findings = list(gradient_noise(seen, GradientNoise(lambda_max=True, probes=300)))
     found = named(findings)
@@ -236,7 +238,7 @@ def test_without_a_hessian_there_is_nothing_to_align_with() -> None:
     with pytest.raises(ValueError, match="the alignment of C with H needs hessian, which is off"):
         Measure(hessian=False, gradient_noise={"probes": 4})
     settings = Measure(hessian={"at": []}, gradient_noise={"lambda_max": True, "probes": 4, "at": [1]})
-    found = run([trial()], settings=settings).moments[1][2]  # at this moment it is not measured
+    found = run([trial()], settings=settings).moments[1].found  # at this moment it is not measured
     assert {n for n in found.values if n.startswith(("covariance", "noise", "gradient_c"))} == {
         "gradient_covariance_trace",
         "noise_scale",
@@ -248,7 +250,7 @@ def test_without_a_hessian_there_is_nothing_to_align_with() -> None:
 def test_a_diverged_trial_leaves_its_neighbours_alone() -> None:
     settings = Measure(at=[1], hessian={"trace_probes": 2}, gradient_noise={"lambda_max": True, "probes": 3})
     pair = [trial(arch="linear", loss="mse", lr=lr, epochs=2) for lr in (0.01, 1e200)]
-    together, alone = (run(pack, settings=settings).moments[-1][2].values for pack in (pair, pair[:1]))
+    together, alone = (run(pack, settings=settings).moments[-1].found.values for pack in (pair, pair[:1]))
     for name in ("gradient_covariance_trace", "covariance_lambda_max", "covariance_alignment"):
         assert together[name][0] == pytest.approx(alone[name][0], rel=1e-9)
         assert np.isfinite(alone[name][0])

@@ -103,7 +103,7 @@ def test_between_the_ends_lies_the_module_with_the_mean_state(engine: str, arch:
 
 
 def test_the_training_set_is_that_of_a() -> None:
-    found, _ = pair("fused", {"label_noise": 0.5}, {})
+    found, _ = pair("fused", {"label_noise": 0.5, "input_noise": 0.3}, {})
     a, b = ends(found)
     stored = [found.trials[i]["train_loss"] for i in range(2)]
     assert line(a, b, "fused", [0.0], CPU)[0].train_loss == pytest.approx(stored[0], rel=1e-12)

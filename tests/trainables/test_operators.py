@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -13,11 +12,12 @@ from curvlinops import GGNLinearOperator, HessianLinearOperator
 from dense import covariance, dense, example_gradients, nets
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packs import SMALL_TEACHER, engine_for, study, trial
+from packs import SMALL_TEACHER, engine_for, stepper, study, study_of, trial
 from torch import Tensor, nn
 
 from trainables.datasets import load_dataset
-from trainables.engines import Engine
+from trainables.engine import Engine, Hyperparameters
+from trainables.losses import mse
 from trainables.operators import (
     DenseHessian,
     GaussNewton,
@@ -26,10 +26,10 @@ from trainables.operators import (
     Operator,
     gradient_and_outputs,
     hessian_of,
+    in_chunks,
 )
-from trainables.snapshot import Snapshot
-from trainables.stepping import advance
 from trainables.study import Study
+from trainables.vmapped import VmapEngine
 
 ENGINES = ["fused", "vmap", "loop"]
 TIGHT = {"rtol": 1e-8, "atol": 1e-12}
@@ -67,7 +67,7 @@ def test_linear_regression(kind: Kind, engine: str, chunk: int) -> None:
     dataset = load_dataset("plugins:regression")
     pack = [trial(dataset="plugins:regression", arch="linear", loss="mse", seed=s) for s in range(3)]
     x, y = dataset.train_inputs[:10], dataset.train_targets[:10]
-    found = dense(operator_of(kind, engine_for(pack, dataset, engine), x, y.expand(3, -1, -1), chunk))
+    found = dense(operator_of(kind, engine_for(pack, dataset, engine), x.expand(3, -1, -1), y.expand(3, -1, -1), chunk))
     gram = with_ones(x).T @ with_ones(x) / 10
     expected = by_weight_and_bias(torch.kron(torch.eye(2, dtype=torch.float64), gram), 2, 4)
     for i in range(3):
@@ -81,10 +81,10 @@ def test_softmax_regression(kind: Kind, engine: str) -> None:
     dataset = load_dataset(SMALL_TEACHER)
     pack = [trial(arch="linear", seed=s) for s in range(2)]
     state = engine_for(pack, dataset, engine)
-    x, y = dataset.train_inputs[:10], dataset.train_targets[:10].expand(2, -1)
+    x, y = dataset.train_inputs[:10].expand(2, -1, -1), dataset.train_targets[:10].expand(2, -1)
     found = dense(operator_of(kind, state, x, y, chunk=4))
     p = state.outputs(*state.state(), x).softmax(-1)
-    ones = with_ones(x)
+    ones = with_ones(x[0])
     for i in range(2):
         terms = [
             torch.kron(torch.diag(q) - torch.outer(q, q), torch.outer(v, v)) for q, v in zip(p[i], ones, strict=True)
@@ -106,12 +106,9 @@ class Chain(nn.Module):
 @pytest.mark.parametrize("factors", [[0.5, 2.0, 1.5], [0.5, 2.0, 1.0]])
 def test_deep_linear_chain(factors: list[float]) -> None:
     """(prod w - 1)^2 / 2 is half our mse: H_ii = P^2/w_i^2, H_ij = (2P^2 - P)/(w_i w_j); indefinite off the minimum."""
-    from trainables.engines import Hyperparameters, VmapEngine
-    from trainables.losses import mse
-
     one = torch.ones(1, dtype=torch.float64)
-    engine = VmapEngine([Chain(factors)], mse, Hyperparameters(one, one * 0, one * 0, (0,)))
-    found = dense(operator_of(hessian_of, engine, one[:, None], one[None, :, None]))[0] / 2
+    engine = VmapEngine([Chain(factors)], mse, Hyperparameters.of([trial()], one))
+    found = dense(operator_of(hessian_of, engine, one[None, :, None], one[None, :, None]))[0] / 2
     w, p = np.array(factors), prod(factors)
     expected = (2 * p * p - p) / np.outer(w, w)
     np.fill_diagonal(expected, p * p / w**2)
@@ -158,9 +155,10 @@ def test_agrees_with_curvlinops(arch: str, engines: list[str], loss: str) -> Non
         if name == "fused" and ":" in loss:
             continue
         engine = engine_for(pack, dataset, name)
-        hessian, g = (operator_of(kind, engine, x, y.expand(2, -1), chunk=7) for kind in HESSIAN_LIKE)
+        data = x.expand(2, -1, -1), y.expand(2, -1)
+        hessian, g = (operator_of(kind, engine, *data, chunk=7) for kind in HESSIAN_LIKE)
         found = dense(hessian), dense(g)
-        gradient, outputs = gradient_and_outputs(engine, *engine.state(), x, y.expand(2, -1), chunk=7)
+        gradient, outputs = gradient_and_outputs(engine, *engine.state(), in_chunks(*data, 7), 20)
         for i, member in enumerate(pack):
             module = engine_for([member], dataset, "loop").module.eval()
             for oracle, ours in zip((HessianLinearOperator, GGNLinearOperator), found, strict=True):
@@ -178,7 +176,8 @@ def test_agrees_with_curvlinops(arch: str, engines: list[str], loss: str) -> Non
 @pytest.mark.parametrize("depth", [0, 1, 4])
 def test_written_out_and_differentiated_products_are_the_same(depth: int, loss: str) -> None:
     arch = f'{{"depth":{depth},"name":"mlp","width":9}}' if depth else "linear"
-    seen = study([trial(arch=arch, loss=loss, seed=s) for s in range(3)], "fused", examples=20, chunk=7)
+    pack = [trial(arch=arch, loss=loss, seed=s, input_noise=0.3) for s in range(3)]
+    seen = study(pack, "fused", examples=20, chunk=7)
     written, differentiated = of_study(hessian_of, seen), of_study(Hessian, seen)
     assert isinstance(written, DenseHessian)
     v = torch.randn(written.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -190,10 +189,10 @@ def test_written_out_and_differentiated_products_are_the_same(depth: int, loss: 
 def test_a_resnet_whose_running_statistics_have_moved(engine: str) -> None:
     """H and G in evaluation mode against curvlinops, after a few steps of training."""
     pack = [trial(dataset="digits", arch="plugins:resnet", seed=s, lr=0.2) for s in range(2)]
-    seen = study(pack, engine, examples=10, chunk=4)
-    state, before = seen.group.engine, {k: v.clone() for k, v in seen.group.buffers.items()}
-    advance(state, seen.group.data, pack, 0, 4)
-    seen = replace(seen, group=Snapshot.of(state, seen.group.data, pack, 4, 0.0))
+    trained = stepper(pack, engine, examples=10)
+    before = {k: v.clone() for k, v in trained.engine.state()[1].items()}
+    trained.advance(0, 4)
+    seen = study_of(trained, 4, chunk=4)
     moved = [k for k, v in seen.group.buffers.items() if k.endswith(("running_mean", "running_var"))]
     assert len(moved) == 14
     assert all((seen.group.buffers[k] - before[k]).abs().max() > 0.01 for k in moved)
@@ -202,7 +201,7 @@ def test_a_resnet_whose_running_statistics_have_moved(engine: str) -> None:
         vectors = torch.randn(20, *operator.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         found = torch.stack([operator @ v for v in vectors])
         for i, module in enumerate(nets(seen)):
-            expected = by_curvlinops(oracle, module, state, seen.inputs, seen.targets[i], vectors[:, i].T)
+            expected = by_curvlinops(oracle, module, trained.engine, seen.inputs[i], seen.targets[i], vectors[:, i].T)
             torch.testing.assert_close(found[:, i].T, expected, rtol=1e-8, atol=1e-10)
 
 
@@ -221,7 +220,7 @@ def test_a_resnet_whose_running_statistics_have_moved(engine: str) -> None:
     ],
 )
 def test_covariance_of_explicit_gradients(arch: str, engines: list[str], chunk: int, loss: str) -> None:
-    pack = [trial(arch=arch, loss=loss, seed=s, label_noise=0.3) for s in range(3)]
+    pack = [trial(arch=arch, loss=loss, seed=s, label_noise=0.3, input_noise=0.3) for s in range(3)]
     for engine in engines:
         seen = study(pack, engine, examples=10, chunk=chunk)
         expected = covariance(example_gradients(seen))
@@ -237,9 +236,10 @@ def test_a_linear_loss_has_no_gauss_newton_matrix(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ALL)
-def test_some_of_the_trials(kind: Kind, engine: str) -> None:
+@pytest.mark.parametrize("noise", [0, 0.3])
+def test_some_of_the_trials(noise: float, kind: Kind, engine: str) -> None:
     """take: rows of the product; taken once more, rows of those."""
-    pack = [trial(arch=MLP, seed=s, label_noise=0.3) for s in range(5)]
+    pack = [trial(arch=MLP, seed=s, label_noise=0.3, input_noise=noise) for s in range(5)]
     whole = of_study(kind, study(pack, engine, chunk=20))
     vectors = torch.randn(whole.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     product = whole @ vectors

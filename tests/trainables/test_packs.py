@@ -46,6 +46,7 @@ def test_a_pack_is_read_back_as_planned(tmp_path: Path) -> None:
     assert pack.trials == tuple(trials)
     assert pack.measure == MEASURE
     assert [k["trial_id"] for k in pack.keys] == ["t0", "t1", "t2"]
+    assert (pack.physical_batch_size, pack.together) == (None, 3)
 
 
 def test_rows_curves_eigenvalues_and_failures(tmp_path: Path) -> None:
@@ -63,6 +64,7 @@ def test_rows_curves_eigenvalues_and_failures(tmp_path: Path) -> None:
     assert finished["lambda_max_residual"] < 1e-3 * finished["lambda_max"]
     assert finished["hessian_trace_se"] == 0  # so few parameters that Lanczos spans the whole space
     assert finished["seconds"] > 0
+    assert (finished["together"], finished["physical_batch_size"], finished["reached"]) == (3, None, None)
     assert (diverged["trial_id"], diverged["status"]) == ("t2", "diverged")
     assert diverged["error"] == f"loss not finite at step {diverged['steps']}"
     assert diverged["train_loss"] is None

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 from dense import dense, nets
-from packs import outcome, run, study, trial, values
+from packs import outcome, run, stepper, study_of, trial, values
 from torch import Tensor, nn
 
 from trainables.curvature import spectrum
-from trainables.engines import Engine
+from trainables.engine import Engine
 from trainables.findings import Rows
 from trainables.settings import Hessian, Measure
 from trainables.sgd_steps import MULTIPLES, next_steps, sgd_steps
-from trainables.snapshot import Snapshot
-from trainables.stepping import advance
+from trainables.stepping import Stepper
 from trainables.streams import examples
 from trainables.study import Study
 from trainables.trial import Trial
@@ -31,11 +30,11 @@ def vector(engine: Engine) -> Tensor:
     return torch.cat([v.flatten(1) for v in engine.state()[0].values()], 1)
 
 
-def at_step(pack: list[Trial], engine: str, step: int, **how: int) -> Study:
+def at_step(pack: list[Trial], engine: str, step: int, **how: int) -> Stepper:
     """Trials after so many steps of training."""
-    seen = study(pack, engine, **how)
-    advance(seen.group.engine, seen.group.data, pack, 0, step)
-    return replace(seen, group=Snapshot.of(seen.group.engine, seen.group.data, pack, step, 0.0))
+    trained = stepper(pack, engine, **how)
+    trained.advance(0, step)
+    return trained
 
 
 @pytest.mark.parametrize(
@@ -45,6 +44,7 @@ def at_step(pack: list[Trial], engine: str, step: int, **how: int) -> Study:
         ("plugins:with_batchnorm", "vmap"),
         ("plugins:with_batchnorm", "loop"),
         ("plugins:with_dropout", "loop"),
+        ('{"depth":1,"dropout":0.5,"name":"mlp","width":4}', "vmap"),
     ],
 )
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -52,16 +52,17 @@ def at_step(pack: list[Trial], engine: str, step: int, **how: int) -> Study:
 def test_the_first_is_what_training_does_next(arch: str, engine: str, precision: str, momentum: float) -> None:
     """Bit for bit, and the training that follows is that of trials which were never asked."""
     changes = {"arch": arch, "momentum": momentum, "weight_decay": 0.1, "precision": precision, "label_noise": 0.3}
+    changes |= {"gradient_noise": 0.1, "schedule": '{"warmup":{"epochs":1.0}}'}
     pack = [trial(**changes, seed=s, lr=lr) for s, lr in ((0, 0.05), (1, 0.2), (0, 0.01))]
-    seen, never_asked = (at_step(pack, engine, 3).group for _ in range(2))
-    before = vector(seen.engine).clone()
-    steps = next_steps(seen, 3)
-    assert torch.equal(vector(seen.engine), before)
-    advance(seen.engine, seen.data, pack, 3, 4)
-    assert torch.equal(steps[0], vector(seen.engine) - before)
-    advance(seen.engine, seen.data, pack, 4, 6)
-    advance(never_asked.engine, never_asked.data, pack, 3, 6)
-    for mine, its in zip(seen.engine.state(), never_asked.engine.state(), strict=True):
+    asked, never_asked = (at_step(pack, engine, 3) for _ in range(2))
+    before = vector(asked.engine).clone()
+    steps = next_steps(asked, 3, 3)
+    assert torch.equal(vector(asked.engine), before)
+    asked.advance(3, 4)
+    assert torch.equal(steps[0], vector(asked.engine) - before)
+    asked.advance(4, 6)
+    never_asked.advance(3, 6)
+    for mine, its in zip(asked.engine.state(), never_asked.engine.state(), strict=True):
         assert all(torch.equal(mine[name], its[name]) for name in its)
 
 
@@ -69,10 +70,10 @@ def test_the_first_is_what_training_does_next(arch: str, engine: str, precision:
 def test_each_is_a_step_from_here_on_its_own_minibatch(engine: str) -> None:
     """-lr (g + weight_decay w), with g the gradient on the examples that the stream holds for step 5, 6 and 7."""
     pack = [trial(arch=MLP, seed=s, lr=lr, weight_decay=0.1, label_noise=0.3) for s, lr in ((0, 0.05), (1, 0.2))]
-    seen = at_step(pack, engine, 5)
-    steps = next_steps(seen.group, 3)
-    data = seen.group.data
-    for i, (member, net) in enumerate(zip(pack, nets(seen), strict=True)):
+    trained = at_step(pack, engine, 5)
+    steps = next_steps(trained, 5, 3)
+    data = trained.data
+    for i, (member, net) in enumerate(zip(pack, nets(study_of(trained, 5)), strict=True)):
         for j, step in enumerate(steps):
             rows = torch.from_numpy(examples(member.seed, 8 * (5 + j), 8 * (6 + j), 50, replacement=False))
             loss = nn.functional.cross_entropy(net(data.dataset.train_inputs[rows]), data.targets[i, rows])
@@ -82,10 +83,14 @@ def test_each_is_a_step_from_here_on_its_own_minibatch(engine: str) -> None:
             torch.testing.assert_close(step[i], expected, rtol=1e-9, atol=1e-14)
 
 
-def found_at(seen: Study, count: int, hessian: Hessian = EXACT) -> tuple[Study, dict[str, tuple[Tensor, Tensor]], Rows]:
+def found_at(
+    pack: list[Trial], engine: str, step: int, count: int, *, examples: int = 1000, chunk: int = 1000
+) -> tuple[Study, dict[str, tuple[Tensor, Tensor]], Rows]:
     """What is said of so many next steps."""
-    seen = replace(seen, settings=Measure(at=[], hessian=hessian), steps=next_steps(seen.group, count))
-    list(spectrum(seen, hessian))
+    trained = at_step(pack, engine, step, examples=examples)
+    seen = replace(study_of(trained, step, chunk=chunk), settings=Measure(at=[], hessian=EXACT))
+    seen.steps = next_steps(trained, step, count)
+    list(spectrum(seen, EXACT))
     *numbers, profile = sgd_steps(seen, seen.top)
     return seen, {f.name: (f.value, f.error) for f in numbers}, profile
 
@@ -93,7 +98,7 @@ def found_at(seen: Study, count: int, hessian: Hessian = EXACT) -> tuple[Study, 
 @pytest.mark.parametrize("engine", ["fused", "vmap", "loop"])
 def test_against_dense_eigenvectors(engine: str) -> None:
     pack = [trial(arch=MLP, seed=s, lr=lr, momentum=0.5) for s, lr in ((0, 0.05), (1, 0.2))]
-    seen, found, _ = found_at(at_step(pack, engine, 6), 4)
+    seen, found, _ = found_at(pack, engine, 6, 4)
     for i, h in enumerate(dense(seen.hessian)):
         u = torch.linalg.eigh(h)[1].flip(1)[:, :3]
         steps = torch.stack([step[i] for step in seen.steps])
@@ -108,7 +113,7 @@ def test_against_dense_eigenvectors(engine: str) -> None:
 
 
 def test_one_step_has_no_error() -> None:
-    _, found, _ = found_at(at_step([trial(arch=MLP)], "fused", 2), 1)
+    _, found, _ = found_at([trial(arch=MLP)], "fused", 2, 1)
     for value, error in found.values():
         assert value.isfinite().all()
         assert error.isnan().all()
@@ -116,7 +121,7 @@ def test_one_step_has_no_error() -> None:
 
 def test_a_step_along_one_direction_lies_wholly_in_it() -> None:
     """Steps that are multiples of e1 have all of their length there."""
-    seen, _, _ = found_at(study([trial(arch=MLP)], "fused"), 1)
+    seen, _, _ = found_at([trial(arch=MLP)], "fused", 0, 1)
     seen = replace(seen, steps=[seen.top.vectors[:, 0] * c for c in (-0.3, 0.4)])
     found = values(sgd_steps(seen, seen.top))
     assert float(found["step_top_fraction"]) == pytest.approx(1, rel=1e-12)
@@ -126,13 +131,13 @@ def test_a_step_along_one_direction_lies_wholly_in_it() -> None:
 @pytest.mark.parametrize("examples", [50, 17])
 @pytest.mark.parametrize("chunk", [1000, 6])
 def test_the_loss_here_is_that_of_the_curvature_examples(examples: int, chunk: int) -> None:
-    pack = [trial(arch=MLP, seed=s, label_noise=0.4) for s in range(2)]
-    seen, _, profile = found_at(at_step(pack, "vmap", 4, examples=examples, chunk=chunk), 2)
+    pack = [trial(arch=MLP, seed=s, label_noise=0.4, input_noise=0.4) for s in range(2)]
+    seen, _, profile = found_at(pack, "vmap", 4, 2, examples=examples, chunk=chunk)
     assert profile.profile == "loss_along_e1"
     assert profile.columns["x"].tolist() == list(MULTIPLES)
     here = profile.columns["value"][:, MULTIPLES.index(0)]
     for i, net in enumerate(nets(seen)):
-        loss = nn.functional.cross_entropy(net(seen.inputs), seen.targets[i]).item()
+        loss = nn.functional.cross_entropy(net(seen.inputs[i]), seen.targets[i]).item()
         assert float(here[i]) == pytest.approx(loss, rel=1e-12)
     assert not profile.columns["error"].any()
 
@@ -140,7 +145,7 @@ def test_the_loss_here_is_that_of_the_curvature_examples(examples: int, chunk: i
 def test_a_quadratic_loss_is_a_parabola_along_e1() -> None:
     """L(x) = L(0) - x s |G.e1| + x^2 s^2 lambda_max / 2, with s the root-mean-square step along e1."""
     pack = [trial(dataset="plugins:regression", arch="linear", loss="mse", seed=s, lr=0.3) for s in range(3)]
-    seen, found, profile = found_at(at_step(pack, "fused", 2), 5)
+    seen, found, profile = found_at(pack, "fused", 2, 5)
     x = torch.tensor(MULTIPLES, dtype=torch.float64)
     for i, h in enumerate(dense(seen.hessian)):
         eigenvalues, u = torch.linalg.eigh(h)
@@ -157,7 +162,7 @@ def test_a_quadratic_loss_is_a_parabola_along_e1() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_the_loss_falls_on_the_positive_side(seed: int) -> None:
     """To first order, whichever way e1 points."""
-    _, _, profile = found_at(at_step([trial(arch=MLP, seed=seed, lr=1e-5)], "fused", 3), 2)
+    _, _, profile = found_at([trial(arch=MLP, seed=seed, lr=1e-5)], "fused", 3, 2)
     value = profile.columns["value"][0]
     assert (value.diff() < 0).all()
 
@@ -168,8 +173,9 @@ SETTINGS = Measure(at=[], hessian={"top": 2, "trace_probes": 2, "sgd_steps": 3})
 def test_at_the_start_every_trial_has_steps_of_its_own() -> None:
     """One net at three learning rates: steps in proportion, the same curvature; a net of its own after them."""
     pack = [trial(arch=MLP, lr=lr, seed=s) for lr, s in ((0.01, 0), (0.05, 0), (0.2, 0), (0.01, 1))]
-    step, _, found = run(pack, settings=SETTINGS).moments[0]
-    assert step == 0
+    start = run(pack, settings=SETTINGS).moments[0]
+    found = start.found
+    assert start.step == 0
     along, fraction = found.values["step_along_e1"], found.values["step_top_fraction"]
     np.testing.assert_allclose(along[:3] / along[0], [1, 5, 20], rtol=1e-9)
     np.testing.assert_allclose(fraction[:3], fraction[0], rtol=1e-9)
@@ -192,14 +198,14 @@ def test_rows_of_the_store() -> None:
 
 
 def test_not_asked_for_not_measured() -> None:
-    found = run([trial(arch=MLP)], settings=Measure(at=[], hessian={"top": 2, "trace_probes": 2})).moments[-1][2]
+    found = run([trial(arch=MLP)], settings=Measure(at=[], hessian={"top": 2, "trace_probes": 2})).moments[-1].found
     assert not [name for name in found.values if name.startswith("step")]
     assert ("profiles", "loss_along_e1") not in found.rows
 
 
 def test_a_diverged_trial_leaves_its_neighbours_alone() -> None:
     pair = [trial(arch="linear", loss="mse", lr=lr) for lr in (0.01, 1e200)]
-    together, alone = (run(pack, settings=SETTINGS).moments[-1][2] for pack in (pair, pair[:1]))
+    together, alone = (run(pack, settings=SETTINGS).moments[-1].found for pack in (pair, pair[:1]))
     for name in ("step_top_fraction", "step_along_e1"):
         assert together.values[name][0] == pytest.approx(alone.values[name][0], rel=1e-9)
     profiles = (found.rows["profiles", "loss_along_e1"]["value"][0] for found in (together, alone))

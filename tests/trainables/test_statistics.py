@@ -11,6 +11,7 @@ from packs import run, trial
 from ruamel.yaml import YAML
 
 from trainables.schema import DERIVED, TABLES
+from trainables.schedules import timeline
 from trainables.settings import CriticalSamples, Density, GradientNoise, Hessian, Measure
 from trainables.statistics import COLUMNS, ERROR_COLUMN, GROUPS, OF_ENDPOINT
 
@@ -60,7 +61,7 @@ def test_every_statistic_is_defined_with_its_error(group: str) -> None:
 
 def test_every_derived_column_is_defined() -> None:
     defined = {_name(row["column"]) for row in _rows("## Columns that follow")}
-    assert defined == {*DERIVED, *OF_ENDPOINT} - {"input_noise", "gradient_noise"}  # settings: 0 until there are such
+    assert defined == {*DERIVED, *OF_ENDPOINT}
 
 
 @pytest.mark.parametrize("table", ["eigenvalues", "density", "profiles"])
@@ -72,7 +73,8 @@ def test_every_column_of_the_side_tables_is_defined(table: str) -> None:
 
 def test_the_worked_example_is_what_happens() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL)
-    moments = Measure.model_validate(YAML(typ="safe").load(text)["measure"]).moments(20, 1437, 32)
+    measure = Measure.model_validate(YAML(typ="safe").load(text)["measure"])
+    moments = measure.moments(timeline("constant", 32, 1437, 20, None))
     optional = ("hessian", "gradient_noise", "critical_samples")
     expected = [
         {
@@ -87,7 +89,7 @@ def test_the_worked_example_is_what_happens() -> None:
 
 def test_what_is_defined_is_what_is_measured() -> None:
     trials = [trial(seed=s, arch="plugins:residual", label_noise=0.5, epochs=2) for s in (0, 1)]
-    found = run(trials, "vmap", EVERYTHING).moments[-1][2]
+    found = run(trials, "vmap", EVERYTHING).moments[-1].found
     assert {*found.values} == {*ERROR_COLUMN}
     profiles = {_name(row["profile"]) for row in _rows("### `profiles`") if "profile" in row}
     assert {profile for table, profile in found.rows if table == "profiles"} == profiles

@@ -11,7 +11,18 @@ from pydantic import ValidationError
 
 from trainables import trial as module
 from trainables.schema import MEASURED, RESERVED, check_metric_names
-from trainables.trial import FIELDS, WITHIN_PACK, Trial, canonical_json, field_adapter, round_lr, trial_id
+from trainables.registry import resolve
+from trainables.trial import (
+    FIELDS,
+    LATER_FIELDS,
+    REFERENCES,
+    WITHIN_PACK,
+    Trial,
+    canonical_json,
+    field_adapter,
+    round_lr,
+    trial_id,
+)
 
 RESOLVED = {"arch": {"name": "linear"}, "dataset": {"name": "digits"}, "lr": 0.1, "batch_size": 8, "seed": 0}
 
@@ -26,6 +37,28 @@ def test_a_field_added_later_leaves_old_identities_alone(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "LATER_FIELDS", {"dropout": 0.0})
     assert trial_id(RESOLVED | {"dropout": 0.0}) == before
     assert trial_id(RESOLVED | {"dropout": 0.1}) != before
+
+
+def identity(**changes: object) -> str:
+    values = Trial.model_validate({"dataset": "digits", "lr": 0.016, "batch_size": 32} | changes).model_dump()
+    named = {kind: resolve(kind, values[kind]).identity for kind in REFERENCES if values[kind] is not None}
+    return trial_id(values | named)
+
+
+def test_trials_of_the_first_release_keep_their_identity() -> None:
+    assert identity() == "36656c01c033a8aa9940631d6c7bda53"
+    assert identity(arch='{"depth":4,"name":"mlp"}') == "17e1c5da00e45edddc8a2561ad441fa7"
+
+
+def test_every_later_field_enters_the_identity_once_it_says_something() -> None:
+    said = {
+        **{"input_noise": 0.1, "gradient_noise": 0.1, "pixel_shuffle": "fixed", "augment": "flip", "train_size": 100},
+        **{"schedule": '{"warmup":{"epochs":2.0}}', "until": "train_accuracy >= 0.9"},
+    }
+    length = {"epochs": None, "max_steps": 100}
+    assert {*said, "max_steps"} == {*LATER_FIELDS}
+    identities = [identity(), identity(**length), *(identity(**{field: value}) for field, value in said.items())]
+    assert len({*identities}) == len(identities)
 
 
 @given(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text()))
