@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from analysis.sql import sql
     from analysis.status import status
     from analysis.verification import verify
+    from orchestrator import data
     from orchestrator.inspection import run_trial
     from orchestrator.interpolation import interpolate
     from orchestrator.launching import launch, logs, remove, resume, stop
@@ -43,6 +44,7 @@ _HOME = {
 }
 
 __all__ = [
+    "data",
     "export",
     "import_trials",
     "init",
@@ -64,6 +66,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "data":  # a module: its functions are named as the commands under `isoratio data`
+        return importlib.import_module("orchestrator.data")
     if name in _HOME:  # imported when first used, so that no command pays for another
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'orchestrator' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -11,35 +11,19 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from orchestrator import data_commands
+from orchestrator.terminal import Exit, Format, FormatOption, fail, print_rows, say, width
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from orchestrator.launching import LaunchResult
-
-
-class Exit(IntEnum):
-    """Exit codes."""
-
-    DONE = 0
-    TRIALS_FAILED = 1
-    USAGE = 2
-    STORE = 3
-    HELD = 4
-    INTERRUPTED = 130
-
-
-class Format(StrEnum):
-    """How rows come out."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
 
 
 class ExecutorName(StrEnum):
@@ -52,7 +36,6 @@ class ExecutorName(StrEnum):
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="ISORATIO_STORE", metavar="DIR", help="Directory of the store.")
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="How rows come out.")]
 AddressOption = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A running Ray: auto or HOST:PORT. Default: start one here.")
 ]
@@ -72,6 +55,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
+app.add_typer(data_commands.app, name="data")
 
 
 def main() -> None:
@@ -82,12 +66,12 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except _StoppedAtOnce as stop:
-        _fail("stopped at once; what was committed is kept", 128 + stop.number)
+        fail("stopped at once; what was committed is kept", 128 + stop.number)
     except Exception as error:
         code = _exit_code(error)
         if code is None:
             raise
-        _fail(str(error), code, name=not _is_sweep_file_error(error))
+        fail(str(error), code, name=not _is_sweep_file_error(error))
 
 
 @app.command()
@@ -98,7 +82,7 @@ def init(file: Annotated[Path, typer.Argument(metavar="[FILE]")] = Path("sweep.y
     """
     from orchestrator import init
 
-    _say(f"wrote {init(file)}: edit it, then `isoratio plan {file}`")
+    say(f"wrote {init(file)}: edit it, then `isoratio plan {file}`")
 
 
 @app.command()
@@ -113,7 +97,7 @@ def plan(file: FileArgument, store: StoreOption = STORE, format: FormatOption = 
     if format is Format.TABLE:
         print(found.summary())
     else:
-        _print_rows(found.rows(), format)
+        print_rows(found.rows(), format)
 
 
 @app.command()
@@ -164,7 +148,7 @@ def status(
     """
     from orchestrator import status
 
-    _print_rows(status(store, sweep), format)
+    print_rows(status(store, sweep), format)
 
 
 @app.command()
@@ -176,7 +160,7 @@ def stop(sweep: SweepArgument, store: StoreOption = STORE) -> None:
     from orchestrator import stop
 
     running = stop(sweep, store)
-    _say(f"asked the launch of {sweep} to stop" if running else f"no launch of {sweep} is running")
+    say(f"asked the launch of {sweep} to stop" if running else f"no launch of {sweep} is running")
 
 
 @app.command()
@@ -208,7 +192,7 @@ def run(
     """
     from orchestrator import run_trial
 
-    _print_rows(run_trial(sweep, trial_id, store), format)
+    print_rows(run_trial(sweep, trial_id, store), format)
 
 
 @app.command()
@@ -229,7 +213,7 @@ def interpolate(
     """
     from orchestrator import interpolate
 
-    _print_rows(interpolate(a, b, store, points=points, start=start, stop=stop), format)
+    print_rows(interpolate(a, b, store, points=points, start=start, stop=stop), format)
 
 
 @app.command()
@@ -245,11 +229,11 @@ def sql(
     from orchestrator import sql
 
     if query is not None:
-        _print_rows(sql(store, query), format)
+        print_rows(sql(store, query), format)
     elif not sys.stdin.isatty():
-        _print_rows(sql(store, sys.stdin.read()), format)
+        print_rows(sql(store, sys.stdin.read()), format)
     else:
-        _prompt(lambda text: _print_rows(sql(store, text), format))
+        _prompt(lambda text: print_rows(sql(store, text), format))
 
 
 @app.command()
@@ -271,9 +255,9 @@ def invariance(
 
     verdicts = invariance(store, sweep, metric, _margins(margin or []))
     if format is Format.TABLE:
-        print(verdict_text(store, sweep, verdicts, width=_width(), in_full=bool(metric)))
+        print(verdict_text(store, sweep, verdicts, width=width(), in_full=bool(metric)))
     else:
-        _print_rows([v.as_row() for v in verdicts], format)
+        print_rows([v.as_row() for v in verdicts], format)
 
 
 @app.command("import")
@@ -288,7 +272,7 @@ def import_(
     """
     from orchestrator import import_trials
 
-    _say(str(import_trials(store, file, sweep)))
+    say(str(import_trials(store, file, sweep)))
 
 
 @app.command()
@@ -303,7 +287,7 @@ def export(
     """
     from orchestrator import export
 
-    _say(f"wrote {export(store, sweep, dest)}")
+    say(f"wrote {export(store, sweep, dest)}")
 
 
 @app.command()
@@ -320,11 +304,11 @@ def verify(
 
     damaged = verify(store, sweep)
     if damaged or format is not Format.TABLE:
-        _print_rows([vars(d) for d in damaged], format)
+        print_rows([vars(d) for d in damaged], format)
     if damaged:
         again = " ".join(sorted({d.sweep for d in damaged}))
-        _fail(f"damaged packs went to quarantine; run them again with: isoratio resume {again}", Exit.STORE)
-    _say("every file is what was written")
+        fail(f"damaged packs went to quarantine; run them again with: isoratio resume {again}", Exit.STORE)
+    say("every file is what was written")
 
 
 @app.command()
@@ -344,7 +328,7 @@ def rm(
     if not yes and not typer.confirm(f"delete sweep {sweep} and all its rows from {store}?", err=True):
         return
     remove(sweep, store)
-    _say(f"deleted {sweep}")
+    say(f"deleted {sweep}")
 
 
 def _run_launch(
@@ -366,7 +350,7 @@ def _run_launch(
             limit=limit,
             should_stop=lambda: bool(received),
         )
-    _say(result.text())
+    say(result.text())
     if received:
         raise typer.Exit(128 + received[0])
     if result.stopped:
@@ -416,7 +400,7 @@ def _prompt(answer: Callable[[str], None]) -> None:
             try:
                 answer(text)
             except ValueError as error:
-                _say(str(error))
+                say(str(error))
             text = ""
 
 
@@ -439,18 +423,6 @@ def _margins(given: list[str]) -> dict[str, float] | float | None:
     return named or None
 
 
-def _print_rows(rows: Any, format: Format) -> None:  # noqa: A002
-    from analysis.formats import render
-
-    sys.stdout.write(render(rows, format.value, width=_width()))
-
-
-def _width() -> int:
-    import shutil
-
-    return shutil.get_terminal_size((80, 24)).columns
-
-
 def _exit_code(error: Exception) -> Exit | None:
     """The exit code of an error that is the user's to mend; None for one of ours."""
     from orchestrator.inspection import TrialFailedError
@@ -468,20 +440,11 @@ def _exit_code(error: Exception) -> Exit | None:
     return None
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _is_sweep_file_error(error: Exception) -> bool:
     """Its lines begin with ``file:line:column``, which editors follow: nothing goes before them."""
     from orchestrator.source import SweepFileError
 
     return isinstance(error, SweepFileError)
-
-
-def _fail(text: str, code: int, *, name: bool = True) -> NoReturn:
-    _say(f"isoratio: {text}" if name else text)
-    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def whole_trial(config: dict[str, float]) -> dict[str, float]:
 def rayleigh_quotient(probe: Probe) -> dict[str, float]:
     """Everything a probe offers."""
     gradient = probe.gradient()
-    losses = probe.loss(probe.model(probe.dataset.train_inputs), probe.train_targets)
+    losses = probe.loss(probe.model(probe.train_inputs()), probe.train_targets)
     return {
         "rayleigh": float(gradient @ probe.hvp(gradient) / (gradient @ gradient)),
         "probe_loss": float(losses.mean()),

@@ -73,7 +73,8 @@ def test_a_pack_is_halved_until_nothing_is_left_to_halve() -> None:
         return Pack("p", "vmap", Measure(), (0,) * 3, (), trials, together=3)
 
     assert cuts(pack(batch_size=5)) == [(2, None), (1, None), (1, 3), (1, 2), (1, 1)]
-    assert cuts(pack(arch=arch(norm="batch"))) == [(2, None), (1, None)], "batch norm needs the whole minibatch"
+    for whole in (arch(norm="batch"), "plugins:with_batchnorm"):
+        assert cuts(pack(arch=whole)) == [(2, None), (1, None)], "batch norm needs the whole minibatch"
 
 
 def test_a_pack_that_does_not_fit_memory_is_cut_and_goes_on(tmp_path: Path) -> None:

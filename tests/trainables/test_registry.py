@@ -37,14 +37,18 @@ def test_a_plugin_takes_its_defaults_from_its_signature() -> None:
         (
             "arch",
             "mpl",
-            "unknown arch 'mpl': allowed are alexnet-small, linear, mlp, resnet, simple-cnn, vgg11, "
-            "or package.module:callable; did you mean 'mlp'?",
+            (
+                "unknown arch 'mpl': allowed are alexnet-small, linear, mlp, resnet, simple-cnn, vgg11, "
+                "or package.module:callable; did you mean 'mlp'?"
+            ),
         ),
         (
             "arch",
             {"name": "mlp", "dept": 3},
-            r"parameter 'dept'.*it takes activation, depth, dropout, ghost_batch, init, init_scale, norm, width; "
-            "did you mean 'depth'?",
+            (
+                "parameter 'dept'.*it takes activation, depth, dropout, ghost_batch, init, init_scale, norm, width; "
+                "did you mean 'depth'?"
+            ),
         ),
         ("arch", {"name": "mlp", "depth": 0}, "parameter 'depth': Input should be greater than or equal to 1"),
         ("arch", {"depth": 3}, "needs a name"),

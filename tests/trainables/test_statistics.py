@@ -10,8 +10,8 @@ import pytest
 from packs import run, trial
 from ruamel.yaml import YAML
 
-from trainables.schema import DERIVED, TABLES
 from trainables.schedules import timeline
+from trainables.schema import DERIVED, TABLES
 from trainables.settings import CriticalSamples, Density, GradientNoise, Hessian, Measure
 from trainables.statistics import COLUMNS, ERROR_COLUMN, GROUPS, OF_ENDPOINT
 

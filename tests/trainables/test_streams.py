@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables.streams import Purpose, examples, label_noise, permutation, rademacher, uniforms, words
+from trainables.streams import Purpose, examples, label_noise, normals, permutation, rademacher, uniforms, words
 
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -45,6 +45,14 @@ def test_streams_of_other_seeds_purposes_blocks_and_indices_are_unrelated() -> N
         words(0, Purpose.ORDER, 64, index=1),
     ]
     assert len({int(w) for s in streams for w in s}) == 5 * 64
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 9), (1, 2), (3, 13), (4, 8), (7, 13), (13, 13)])
+def test_a_stream_can_be_drawn_in_parts(start: int, stop: int) -> None:
+    whole = words(5, Purpose.DATA, 13, block=2, index=1)
+    assert words(5, Purpose.DATA, stop - start, 2, 1, start).tolist() == whole[start:stop].tolist()
+    numbers = normals(5, Purpose.DATA, 13, block=2, index=1)
+    assert normals(5, Purpose.DATA, 13, 2, 1, start, stop).tolist() == numbers[start:stop].tolist()
 
 
 def test_words_are_the_published_philox_output() -> None:

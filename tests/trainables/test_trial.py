@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainables import trial as module
-from trainables.schema import MEASURED, RESERVED, check_metric_names
 from trainables.registry import resolve
+from trainables.schema import MEASURED, RESERVED, check_metric_names
 from trainables.trial import (
     FIELDS,
     LATER_FIELDS,
@@ -52,8 +52,13 @@ def test_trials_of_the_first_release_keep_their_identity() -> None:
 
 def test_every_later_field_enters_the_identity_once_it_says_something() -> None:
     said = {
-        **{"input_noise": 0.1, "gradient_noise": 0.1, "pixel_shuffle": "fixed", "augment": "flip", "train_size": 100},
-        **{"schedule": '{"warmup":{"epochs":2.0}}', "until": "train_accuracy >= 0.9"},
+        "input_noise": 0.1,
+        "gradient_noise": 0.1,
+        "pixel_shuffle": "fixed",
+        "augment": "flip",
+        "train_size": 100,
+        "schedule": '{"warmup":{"epochs":2.0}}',
+        "until": "train_accuracy >= 0.9",
     }
     length = {"epochs": None, "max_steps": 100}
     assert {*said, "max_steps"} == {*LATER_FIELDS}
