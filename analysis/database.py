@@ -43,7 +43,10 @@ MEASURED = [
 ]
 """Measured columns of every `trials`, each followed by its error, where it has one."""
 
-_LATER = [*["lambda_min_residual", "gradient_covariance_trace_se", "noise_scale_se"], *["measure_id", "slot", "engine"]]
+_LATER = [
+    *["lambda_min_residual", "gradient_covariance_trace_se", "noise_scale_se"],
+    *["measure_id", "slot", "engine", "reached", "together", "physical_batch_size"],
+]
 """Columns that every `trials` has after those of the contract."""
 
 COLUMNS = {
@@ -58,7 +61,7 @@ COLUMNS = {
     "profiles": ["sweep", "trial_id", "step", "epoch", "profile", "x", "value", "error"],
     "plan": [
         *["sweep", "trial_id", "pack_id", "slot", *CONFIGURATION, "status"],
-        *["measure_id", "round", "engine", "cost"],
+        *["measure_id", "round", "engine", "physical_batch_size", "cost"],
     ],
     "provenance": TABLES["provenance"].names,
 }

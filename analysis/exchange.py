@@ -107,12 +107,16 @@ _OUTCOME: dict[str, Any] = {
     "error": str,
     "steps": NonNegativeInt,
     "epochs_done": float,
+    "reached": bool,
     "seconds": float,
     "device": str,
 }
 """What a row may say about how its trial went."""
 
-_GIVEN_ANEW = {"sweep", "trial_id", "measure_id", "pack_id", "slot", "attempt", "engine", "provenance_id", *DERIVED}
+_GIVEN_ANEW = {
+    *["sweep", "trial_id", "measure_id", "pack_id", "slot", "attempt", "engine", "provenance_id"],
+    *["together", "physical_batch_size", *DERIVED],
+}
 """Columns of an export that an import does not take."""
 
 _IN_EVERY_ROW = ("lr", "batch_size", "seed")

@@ -12,14 +12,15 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from trainables.datasets import load_dataset
-from trainables.engines import ENGINES, Engine, Hyperparameters, Tensors, build, choose_engine, load_loss
-from trainables.streams import examples
+from trainables.engine import Engine, Tensors
+from trainables.engines import build, choose_engine
+from trainables.settings import Measure
+from trainables.study import Study
+from trainables.training import Training
 from trainables.trial import Trial
 
 T = TypeVar("T")
@@ -48,7 +49,8 @@ class Nets:
 
     Attributes:
         parameters: stacked, each of shape (trials, ...).
-        targets: per trial, shape (trials, examples).
+        inputs: shared by the trials, shape (trials, examples, 64).
+        targets: shape (trials, examples).
     """
 
     engine: Engine
@@ -60,7 +62,7 @@ class Nets:
 
     def take(self, part: slice) -> Nets:
         parameters, buffers = ({k: v[part] for k, v in t.items()} for t in (self.parameters, self.buffers))
-        return Nets(self.engine, self.trials[part], parameters, buffers, self.inputs, self.targets[part])
+        return Nets(self.engine, self.trials[part], parameters, buffers, self.inputs[part], self.targets[part])
 
     def module(self, i: int) -> nn.Module:
         """One trial as a plain module."""
@@ -71,18 +73,13 @@ class Nets:
 
 def nets(name: str, trials: int, epochs: int, device: torch.device) -> Nets:
     """Trials of different seeds on digits, after so many epochs of SGD (lr 0.05, batch 32)."""
-    data = load_dataset("digits")
-    x, y = data.train_inputs.float().to(device), data.train_targets.to(device)
     every = [Trial(arch=NETS[name], dataset="digits", lr=0.05, batch_size=32, seed=s) for s in range(trials)]
-    modules = [build(t, (64,), 10).to(device) for t in every]
-    engine = ENGINES[choose_engine(every[0])](modules, load_loss("cross_entropy"), Hyperparameters.of(every, x[0]))
-    end = epochs * len(x) // 32 * 32
-    order = np.stack([examples(t.seed, 0, end, len(x), replacement=False) for t in every])
-    for step, chosen in enumerate(torch.from_numpy(order).to(device).split(32, 1)):
-        engine.step(x[chosen], y[chosen], step)
-    parameters, buffers = engine.state()
-    kept = {k: v.detach().clone() for k, v in parameters.items()}
-    return Nets(engine, every, kept, buffers, x[:EXAMPLES], y[:EXAMPLES].expand(trials, -1))
+    settings = Measure(hessian={"examples": EXAMPLES})
+    stepper = Training(every, choose_engine(every[0]), settings, device).stepper
+    steps = stepper.timeline.step_at(epochs)
+    stepper.advance(0, steps)
+    of = Study(stepper.snapshot(steps), settings, EXAMPLES)
+    return Nets(of.group.engine, every, of.group.parameters, of.group.buffers, of.inputs, of.targets)
 
 
 def timed(function: Callable[[], T], device: torch.device = CPU) -> tuple[float, T]:

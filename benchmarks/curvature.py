@@ -61,7 +61,7 @@ class Row:
 
 def largest_residual(of: Nets, i: int, pairs: Pairs) -> float:
     """The largest ||Hv - theta v|| / lambda_max of a trial, in float64 and apart from all contestants."""
-    h = products_of(of.module(i).double(), of.inputs.double(), of.targets[i])
+    h = products_of(of.module(i).double(), of.inputs[i].double(), of.targets[i])
     units = [(theta, v.double() / v.double().norm()) for theta, v in zip(*pairs, strict=True)]
     assert len(units) == TOP
     return max(float((h(v) - theta * v).norm()) for theta, v in units) / max(pairs[0])
@@ -82,7 +82,7 @@ class Ours:
 
 def ours(of: Nets, bottom: int) -> list[Ours]:
     """Isoratio's kernel, group by group as a pack is measured."""
-    chunk, size = chunk_and_group(of.engine, of.inputs, 10 + 2 * MAX_ITERATIONS + PROBES)
+    chunk, size = chunk_and_group(of.engine, of.inputs[0], 10 + 2 * MAX_ITERATIONS + PROBES)
     return [ours_together(of.take(slice(i, i + size)), bottom, chunk) for i in range(0, len(of.trials), size)]
 
 
@@ -139,7 +139,7 @@ class Tuned:
 
 
 def rival(kind: type[Rival], of: Nets, i: int) -> Rival:
-    return kind(of.module(i), of.inputs, of.targets[i])
+    return kind(of.module(i), of.inputs[i], of.targets[i])
 
 
 def tune(kind: type[Rival], of: Nets, plain_probes: int, se: float) -> Tuned:

@@ -24,7 +24,7 @@ from cases import CPU, EXAMPLES, Nets, medians, nets, prepare, save
 from torch import Tensor
 from torch.func import functional_call, grad, jvp, linearize
 
-from trainables.engines import Tensors
+from trainables.engine import Tensors
 from trainables.operators import hessian_of
 
 warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")  # linearize's way
@@ -48,7 +48,7 @@ def plain_loss(of: Nets) -> Callable[[Tensors], Tensor]:
     module = of.module(0)
 
     def loss(parameters: Tensors) -> Tensor:
-        return torch.nn.functional.cross_entropy(functional_call(module, parameters, (of.inputs,)), of.targets[0])
+        return torch.nn.functional.cross_entropy(functional_call(module, parameters, (of.inputs[0],)), of.targets[0])
 
     return loss
 

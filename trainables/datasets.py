@@ -34,8 +34,13 @@ def load_dataset(reference: str) -> Dataset:
 
 def dataset_of(trial: Trial) -> Dataset:
     """The data set of a trial, its training set cut down to ``train_size``."""
-    whole = load_dataset(trial.dataset)
-    return whole if trial.train_size is None else whole.first(trial.train_size)
+    return _first(trial.dataset, trial.train_size)
+
+
+@lru_cache(maxsize=4)
+def _first(reference: str, train_size: int | None) -> Dataset:
+    whole = load_dataset(reference)
+    return whole if train_size is None else whole.first(train_size)
 
 
 def digits(root: Path) -> Dataset:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from trainables.endpoints import Endpoint, as_file
-from trainables.registry import load, batch_statistics, resolve
+from trainables.registry import batch_statistics, is_plugin, load, resolve
 from trainables.schema import (
     FAILURES,
     MEASURED,
@@ -77,12 +77,13 @@ class Pack:
     def halved(self) -> Pack | None:
         """With half as many trials at once; of a trial alone, with half as many examples in a pass; None at the end.
 
-        A net that normalizes over the whole minibatch cannot be cut further than into trials.
+        What normalizes over the whole minibatch, as a plug-in may, is not cut further than into trials.
         """
         if self.together > 1:
             return replace(self, together=-(-self.together // 2))
-        size = self.physical_batch_size or self.trials[0].batch_size
-        if size == 1 or batch_statistics(self.trials[0].arch) != 1:
+        first = self.trials[0]
+        size = self.physical_batch_size or first.batch_size
+        if size == 1 or is_plugin("arch", first.arch) or batch_statistics(first.arch) != 1:
             return None
         return replace(self, physical_batch_size=-(-size // 2))
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -121,7 +120,7 @@ def resolve(kind: Kind, reference: Reference) -> Resolved:
     if name in BUILT_IN[kind]:
         target, model = BUILT_IN[kind][name]
         defaults, parameters = _built_in_parameters(kind, name, model, given)
-    elif ":" in name:
+    elif ":" in name and kind in _POSITIONAL:
         target = name
         defaults, parameters = _plugin_parameters(kind, name, given)
     else:
@@ -186,6 +185,11 @@ def can_fuse(arch: str, loss: str) -> bool:
     return plain and loss in BUILT_IN["loss"]
 
 
+def is_plugin(kind: Kind, reference: str) -> bool:
+    """Whether a reference names something of the user's own."""
+    return resolve(kind, reference).name not in BUILT_IN[kind]
+
+
 def batch_statistics(arch: str) -> int | None:
     """Examples of a minibatch that a built-in net normalizes together: 1, a ghost batch, or None for all of them."""
     given = resolve("arch", arch).parameters
@@ -235,7 +239,8 @@ def _split(kind: Kind, reference: Reference) -> tuple[str, dict[str, Any]]:
 
 def _unknown(kind: Kind, name: str) -> str:
     known = sorted(BUILT_IN[kind])
-    allowed = f"{', '.join(known)}, or package.module:callable" if known else "package.module:callable"
+    allowed = ", ".join([*known, "or package.module:callable"] if kind in _POSITIONAL and known else known)
+    allowed = allowed or "package.module:callable"
     hint = get_close_matches(name, known, 1)
     return f"unknown {kind} {name!r}: allowed are {allowed}" + (f"; did you mean {hint[0]!r}?" if hint else "")
 
@@ -313,6 +318,8 @@ def _plugin_parameters(kind: Kind, target: str, given: dict[str, Any]) -> tuple[
 
 
 def _is_json(value: object) -> bool:
-    if isinstance(value, float):
-        return isfinite(value)
-    return value is None or isinstance(value, bool | int | str)
+    try:
+        canonical_json(value)
+    except (TypeError, ValueError):
+        return False
+    return True

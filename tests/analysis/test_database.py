@@ -34,7 +34,10 @@ CONTRACT_LAST = (
     "lambda_max lambda_max_residual lambda_min hessian_trace hessian_trace_se hessian_frobenius hessian_frobenius_se "
     "gradient_norm gradient_covariance_trace noise_scale stability pack_id attempt seconds device provenance_id"
 )
-LATER = "lambda_min_residual gradient_covariance_trace_se noise_scale_se measure_id slot engine"
+LATER = (
+    "lambda_min_residual gradient_covariance_trace_se noise_scale_se measure_id slot engine reached together "
+    "physical_batch_size"
+)
 
 
 def rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
@@ -75,8 +78,14 @@ def test_an_empty_store_has_typed_empty_views(tmp_path, exists):
 
 def test_derived_columns(build):
     build.commit("p", build.measured("t", lr=0.016, batch_size=32))
-    names = "ratio, loss_gap, accuracy_gap, stability, input_noise, gradient_noise"
-    assert rows(connect(build.store), f"SELECT {names} FROM trials") == [(0.0005, 0.25, 0.125, 0.1, 0.0, 0.0)]
+    names = "ratio, loss_gap, accuracy_gap, stability"
+    assert rows(connect(build.store), f"SELECT {names} FROM trials") == [(0.0005, 0.25, 0.125, 0.1)]
+
+
+@pytest.mark.parametrize(("optimizer", "stability"), [('{"name":"nudged_sgd","top":2}', 0.1), ("adam", None)])
+def test_adam_has_no_stability(build, optimizer, stability):
+    build.commit("p", build.measured("t", lr=0.016, batch_size=32, optimizer=optimizer))
+    assert rows(connect(build.store), "SELECT stability FROM trials") == [(stability,)]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +15,6 @@ import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]
-
-EXAMPLE = Path(__file__).parents[2] / "docs" / "example"
 
 # Packs of 5, each about a second: long enough to be interrupted, short enough for a test.
 SWEEP = """\
@@ -175,31 +172,6 @@ def test_a_detached_launch_outlives_its_command(tmp_path: Path, sweep: Path, iso
     assert "40/40 trials done" in followed.stdout, followed.stdout
     (state,) = json.loads(isoratio("status", "killed", "--format", "json").stdout)
     assert state["state"] == "complete"
-
-
-def test_the_example_of_plugins_beside_folders_named_like_ours(tmp_path: Path, isoratio: Run) -> None:
-    work = tmp_path / "work"
-    shutil.copytree(EXAMPLE, work, dirs_exist_ok=True)
-    for name in ("analysis", "cluster", "trainables"):
-        (work / name).mkdir()
-        (work / name / "__init__.py").write_text("raise RuntimeError('not this one')\n")
-    for sweep, trials in (("sweep.yaml", 32), ("quadratic.yaml", 96)):
-        done = isoratio("launch", sweep)
-        assert done.returncode == 0, done.stderr
-        assert f"{trials}/{trials} trials done" in done.stderr
-    query = (
-        "SELECT min(test_confidence) AS c, min(weight_norm) AS w, any_value(arch) AS arch, count(*) AS n FROM trials"
-    )
-    (row,) = json.loads(isoratio("sql", f"{query} WHERE sweep = 'rings'", "--format", "json").stdout)
-    assert row["n"] == 32
-    assert row["c"] > 1 / 3
-    assert row["w"] > 0
-    query = "SELECT DISTINCT statistic FROM curves WHERE statistic IN ('test_confidence', 'weight_norm')"
-    assert len(json.loads(isoratio("sql", query, "--format", "json").stdout)) == 2
-    plugins = isoratio("sql", "SELECT plugins FROM provenance WHERE dataset_sha256 IS NOT NULL", "--format", "json")
-    assert "mine:bottleneck" in json.loads(plugins.stdout)[0]["plugins"]
-    (verdict,) = json.loads(isoratio("invariance", "quadratic", "--metric", "test_loss", "--format", "json").stdout)
-    assert verdict["n_seeds"] == 16
 
 
 def test_a_launch_joins_a_running_ray(tmp_path: Path, isoratio: Run, environment: dict[str, str], sweep: Path) -> None:
