@@ -2,8 +2,9 @@
 
     python benchmarks/training.py [--threads 1] [--device cuda] [--quick] [--save]
 
-For every net, batch size and pack: the engine that the rules choose, its time per step and trial, how many times a plain
-loop takes (one net at a time, written as usual), and for dense nets what share of the time its matrix products alone take.
+For every net, batch size and pack: the engine that the rules choose, its time per step and trial, how many times as
+long a plain loop takes (one net at a time, written as usual), and for dense nets what share of the time its matrix
+products alone take.
 """
 
 from __future__ import annotations

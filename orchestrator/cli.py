@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator import data_commands
+from orchestrator.data_commands import RootOption
 from orchestrator.terminal import Exit, Format, FormatOption, fail, print_rows, say, width
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def launch(
     detach: DetachOption = False,
     executor: ExecutorOption = ExecutorName.RAY,
     limit: LimitOption = None,
+    data_root: RootOption = None,
     store: StoreOption = STORE,
 ) -> None:
     """Run what is missing of a sweep; the same command resumes and extends.
@@ -115,7 +117,7 @@ def launch(
     """
     from orchestrator import launch
 
-    _run_launch(launch, file, address, detach, executor, limit, store)
+    _run_launch(launch, file, address, detach, executor, limit, data_root, store)
 
 
 @app.command()
@@ -125,6 +127,7 @@ def resume(
     detach: DetachOption = False,
     executor: ExecutorOption = ExecutorName.RAY,
     limit: LimitOption = None,
+    data_root: RootOption = None,
     store: StoreOption = STORE,
 ) -> None:
     """Launch again with the sweep file kept in the store: run what is missing, try again what failed.
@@ -133,7 +136,7 @@ def resume(
     """
     from orchestrator import resume
 
-    _run_launch(resume, sweep, address, detach, executor, limit, store)
+    _run_launch(resume, sweep, address, detach, executor, limit, data_root, store)
 
 
 @app.command()
@@ -338,6 +341,7 @@ def _run_launch(
     detach: bool,
     executor: ExecutorName,
     limit: int | None,
+    data_root: str | None,
     store: str,
 ) -> None:
     with _signals() as received:
@@ -348,6 +352,7 @@ def _run_launch(
             detach=detach,
             executor=executor.value,
             limit=limit,
+            data_root=data_root,
             should_stop=lambda: bool(received),
         )
     say(result.text())

@@ -21,8 +21,11 @@ from orchestrator.parquet import count_ended
 from orchestrator.progress import Reporter, Tally, count_pack
 from orchestrator.reconcile import Reconciliation, reconcile
 from orchestrator.sweepfile import SweepFile, load
+from trainables.files import data_root as files_root
+from trainables.files import problems, use_data_root
 from trainables.packs import PackItem, plan_metadata, record_crash, run_pack, thread_count
-from trainables.registry import source_sha256
+from trainables.published import PUBLISHED
+from trainables.registry import resolve, source_sha256
 from trainables.schema import Status
 from trainables.store import Store, StoreError, SweepStore, replace
 
@@ -85,6 +88,7 @@ def launch(
     detach: bool = False,
     executor: ExecutorKind = "ray",
     limit: int | None = None,
+    data_root: str | Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> LaunchResult:
     """Runs what the store lacks of a sweep file; nothing that is committed runs again.
@@ -96,15 +100,20 @@ def launch(
         detach: leave a process behind that goes on, and return.
         executor: "ray", or "inline": in this process.
         limit: stop after the pack that completes so many trials.
+        data_root: directory of data files; workers of a Ray that runs already have their own ``$ISORATIO_DATA``.
         should_stop: asked now and then; once true, no further pack starts and running ones are committed.
 
     Raises:
         SweepFileError: everything wrong with the file.
         SweepChangedError: the store holds another sweep of this name.
         LaunchHeldError: another launch holds the sweep.
+        DataFileError: a data set's files are not there, or are not the published ones.
     """
     began = time.monotonic()
     sweep, held = load(file), Store(store)
+    if address is None:
+        _check_data_files(sweep, Path(data_root).expanduser() if data_root else files_root())
+    use_data_root(data_root)
     there = held.sweep(sweep.name)
     if (there.path / "trials").is_dir() and there.sweep_file() is None and not there.plan_path.exists():
         raise StoreError(f"sweep {sweep.name!r} in {held.root} holds imported trials: give the sweep file another name")
@@ -123,6 +132,7 @@ def resume(
     detach: bool = False,
     executor: ExecutorKind = "ray",
     limit: int | None = None,
+    data_root: str | Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> LaunchResult:
     """Launches a sweep again with the sweep file kept in the store; see :func:`launch`.
@@ -133,7 +143,16 @@ def resume(
     file = Store(store).existing(sweep).sweep_file()
     if file is None:
         raise StoreError(f"sweep {sweep!r} was imported: it has no sweep file to go on with")
-    return launch(file, store, address=address, detach=detach, executor=executor, limit=limit, should_stop=should_stop)
+    return launch(
+        file,
+        store,
+        address=address,
+        detach=detach,
+        executor=executor,
+        limit=limit,
+        data_root=data_root,
+        should_stop=should_stop,
+    )
 
 
 def stop(sweep: str, store: str | Path = "results") -> bool:
@@ -313,6 +332,13 @@ def _executor(sweep: SweepFile, address: str | None, kind: ExecutorKind) -> Exec
     from cluster.tune import TuneExecutor
 
     return TuneExecutor(address, sweep.resources.cpu, sweep.resources.gpu)
+
+
+def _check_data_files(sweep: SweepFile, root: Path) -> None:
+    """Before the first of many trials fails for it."""
+    for name in {resolve("dataset", reference).name for reference in sweep.axes["dataset"]} & PUBLISHED.keys():
+        for problem in problems(PUBLISHED[name], root):
+            raise problem
 
 
 def _detached(

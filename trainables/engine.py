@@ -89,7 +89,7 @@ class Hyperparameters:
 class Engine(ABC):
     """The state of a pack's trials and the step that advances it; the leading dimension of every tensor counts trials.
 
-    A trial that has diverged or stopped stays as it is.
+    What happens to a trial after it has diverged or stopped says nothing: whoever wants its state takes it there.
 
     Args:
         modules: one freshly initialised net per trial.

@@ -67,6 +67,12 @@ def data_root() -> Path:
     return Path(given) if given else Path("~/.cache/isoratio").expanduser()
 
 
+def use_data_root(root: str | Path | None) -> None:
+    """Makes ``root`` that directory, for this process and those that it starts; None: leaves it."""
+    if root is not None:
+        os.environ["ISORATIO_DATA"] = str(Path(root).expanduser().absolute())
+
+
 def read(published: Published, root: Path) -> tuple[Images, Images]:
     """Training and test part of an image set.
 

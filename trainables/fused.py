@@ -78,11 +78,12 @@ class FusedEngine(StackedEngine):
     def _output_gradient(self, outputs: Tensor, targets: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Share of the mean loss over n examples, shape (trials,), and its gradient in the outputs."""
         if self.loss is cross_entropy:
-            log_p = outputs.log_softmax(-1)
             label = targets[..., None]
-            losses = -log_p.gather(-1, label).sum((1, 2)) / n
-            ones = torch.ones_like(label, dtype=outputs.dtype)
-            return losses, log_p.exp_().scatter_add_(-1, label, -ones).div_(n)
+            shifted = outputs.sub_(outputs.amax(-1, keepdim=True))
+            chosen, p = shifted.gather(-1, label), shifted.exp()
+            total = p.sum(-1, keepdim=True)
+            losses = (total.log() - chosen).sum((1, 2)) / n
+            return losses, p.div_(total).scatter_add_(-1, label, torch.full_like(chosen, -1)).div_(n)
         error = outputs - as_values(targets, outputs)
         count = n * outputs.shape[-1]
         return error.square().sum((1, 2)) / count, error.mul_(2 / count)

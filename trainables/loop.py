@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,32 +31,31 @@ class LoopEngine(Engine):
 
     def step(self, batch: Minibatch, step: int, factor: float = 1.0) -> None:
         """See :meth:`Engine.step`."""
-        active, losses = self.active.tolist(), torch.zeros_like(self.hyper.lr)
-        for i, (module, optimizer) in enumerate(zip(self.modules, self.optimizers, strict=True)):
-            if not active[i]:
-                continue
-            losses[i] = self._backward(module, _alone(batch, i), layer_seed(self.hyper.seeds[i], step))
-            if losses[i].isfinite():
+        losses = torch.zeros_like(self.hyper.lr)
+        for i in self.active.nonzero()[:, 0].tolist():
+            module, optimizer = self.modules[i], self.optimizers[i]
+            with _seeded(layer_seed(self.hyper.seeds[i]) + step, self.hyper.lr.device):
+                optimizer.zero_grad()
+                losses[i] = loss = self._backward(module, _alone(batch, i))
+            if loss.isfinite():
                 if self.noise is not None:
                     gradients = (p.grad[None] for p in module.parameters() if p.grad is not None)
                     self.noise.take(slice(i, i + 1)).add(gradients, step, batch.size)
                 _update(optimizer, float(self.hyper.lr[i]) * factor)
         self.mark_diverged(losses, step)
 
-    def _backward(self, module: nn.Module, batch: Minibatch, seed: int) -> Tensor:
+    def _backward(self, module: nn.Module, batch: Minibatch) -> Tensor:
         """Mean loss of a minibatch of one trial; its gradient, the sum over pieces, is left in the module."""
-        module.train().zero_grad()
-        total: Tensor = torch.zeros_like(self.hyper.lr[0])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for piece in batch.pieces(self.physical):
-                with layer_words(None if piece.words is None else piece.words[0]):
-                    outputs = module(piece.inputs[0])
-                loss = self.losses(outputs[None], piece.targets).sum() / len(batch)
-                total = total + loss.detach()
-                if total.isfinite():
-                    loss.backward()
-        return total
+        if not module.training:
+            module.train()
+        losses = []
+        for piece in batch.pieces(self.physical):
+            with layer_words(None if piece.words is None else piece.words[0]):
+                outputs = module(piece.inputs[0])
+            loss = self.losses(outputs[None], piece.targets).sum() / len(batch)
+            loss.backward()
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def state(self) -> tuple[Tensors, Tensors]:
         """See :meth:`Engine.state`."""
@@ -100,6 +100,21 @@ class LoopEngine(Engine):
         for optimizer, values in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         self.diverged_at, self.stopped = saved["ended"]
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The framework's random numbers within, without a trace without.
+
+    On the generator itself: :func:`torch.manual_seed` takes longer than a small step.
+    """
+    generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
 
 
 def _alone(batch: Minibatch, i: int) -> Minibatch:

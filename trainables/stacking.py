@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-STACKED_CONVOLUTION = 4_000_000
+STACKED_CONVOLUTION = 10_000_000
 """Multiply-adds of a forward pass on a minibatch beyond which stacked convolutions are slower than a loop on a CPU; by
 benchmarks/training.py."""
 
@@ -10,8 +10,8 @@ benchmarks/training.py."""
 def pays(multiply_adds: float, *, convolves: bool, on_gpu: bool) -> bool:
     """Whether stacking a net beats a loop over nets.
 
-    Dense layers always gain. PyTorch makes one grouped convolution of stacked ones, which on a CPU saves the overhead of
-    each call, but takes longer itself than as many calls.
+    Dense layers always gain. PyTorch makes one grouped convolution of stacked ones, which on a CPU saves the overhead
+    of each call, but takes longer itself than as many calls.
 
     Args:
         multiply_adds: of a forward pass on a minibatch.

@@ -80,6 +80,8 @@ class Stepper:
     def _targets(self, chosen: Tensor | slice) -> Tensor:
         if isinstance(chosen, slice):
             return self.data.targets[:, chosen]
+        if self.data.targets.ndim == 2:
+            return self.data.targets.gather(1, chosen)
         return self.data.targets[torch.arange(len(chosen), device=chosen.device)[:, None], chosen]
 
     def _order(self, begin: int, end: int) -> Tensor:

@@ -66,9 +66,10 @@ def init_seed(seed: int) -> int:
     return int(words(seed, Purpose.INIT, 1)[0] >> np.uint64(1))
 
 
-def layer_seed(seed: int, step: int) -> int:
-    """Seed of the framework's generator during one step, for layers that draw random numbers."""
-    return int(words(seed, Purpose.LAYERS, 1, step)[0] >> np.uint64(1))
+@lru_cache(maxsize=4096)
+def layer_seed(seed: int) -> int:
+    """Seed of the framework's generator for layers that draw random numbers; each step adds its number to it."""
+    return int(words(seed, Purpose.LAYERS, 1)[0] >> np.uint64(2))
 
 
 @lru_cache(maxsize=128)

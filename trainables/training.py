@@ -27,7 +27,6 @@ from trainables.stepping import Stepper
 from trainables.stopping import Condition, parse
 from trainables.trial import Trial
 
-
 SPAN = 256
 """Most steps, and no more than an epoch, between two reports of how far training is."""
 

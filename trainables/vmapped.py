@@ -69,7 +69,8 @@ class VmapEngine(StackedEngine):
 
     def step(self, batch: Minibatch, step: int, factor: float = 1.0) -> None:
         """See :meth:`Engine.step`."""
-        self.module.train()
+        if not self.module.training:
+            self.module.train()
         pieces = [self._backward(piece, step, len(batch)) for piece in batch.pieces(self.physical)]
         losses = torch.stack([loss for loss, _ in pieces]).sum(0)
         summed = (torch.stack(of).sum(0) if len(of) > 1 else of[0] for of in zip(*(g for _, g in pieces), strict=True))

@@ -106,7 +106,7 @@ class TestWholeTrial(CallContract):
 # Plug-ins each of which breaks one thing
 
 
-def hidden_default(input_shape: tuple[int, ...], num_classes: int, widths: tuple[int, ...] = (4, 4)) -> nn.Module:
+def hidden_default(input_shape: tuple[int, ...], num_classes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
     return nn.Linear(input_shape[0], num_classes)
 
 
@@ -259,7 +259,7 @@ def case(contract: type[Contract], test: str, message: str, plugin: str, **decla
 IDENTITY = "test_every_parameter_is_part_of_the_identity"
 PACK = "test_a_pack_gives_what_each_trial_gives_alone"
 BAD = [
-    case(ArchContract, IDENTITY, r"default of \['widths'\] is not part of a trial's identity", "hidden_default"),
+    case(ArchContract, IDENTITY, r"default of \['activation'\] is not part of a trial's identity", "hidden_default"),
     case(ArchContract, PACK, r"in a pack \(engine .*\) end elsewhere than alone", "shared"),
     case(ArchContract, PACK, "diverged at step 1 with lr 1e[+]200", "plugins:convnet", loss="mse", train={"lr": 1e200}),
     case(ArchContract, "test_curvature_can_be_measured", "cannot be measured: .*say curvature = False", "refused:once"),
