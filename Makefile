@@ -25,6 +25,7 @@ lint: .venv/installed-test
 
 bench: .venv/installed-bench
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/curvature.py
 

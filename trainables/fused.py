@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.engine import Hyperparameters, Loss, Minibatch, Tensors
+from trainables.layers import ShapedReLU
 from trainables.losses import as_values, cross_entropy
 from trainables.vmapped import StackedEngine
 
@@ -127,10 +128,17 @@ class FusedEngine(StackedEngine):
 
 def _activation_backward(activation: nn.Module, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
     backward: Tensor
-    if isinstance(activation, nn.ReLU):
-        backward = torch.ops.aten.threshold_backward(gradient, after, 0)
-    elif isinstance(activation, nn.Tanh):
-        backward = torch.ops.aten.tanh_backward(gradient, after)
-    else:
-        backward = torch.ops.aten.gelu_backward(gradient, before)
+    aten = torch.ops.aten
+    match activation:
+        case nn.ReLU():
+            backward = aten.threshold_backward(gradient, after, 0)
+        case nn.Tanh():
+            backward = aten.tanh_backward(gradient, after)
+        case nn.GELU():
+            backward = aten.gelu_backward(gradient, before)
+        case ShapedReLU():
+            slope = activation.negative / activation.positive
+            backward = aten.leaky_relu_backward(gradient * activation.positive, before, slope, False)
+        case _:
+            raise TypeError(f"no backward pass is written out for {activation}")
     return backward

@@ -73,7 +73,7 @@ BUILT_IN: dict[Kind, dict[str, tuple[str, type[Parameters]]]] = {
 }
 """Built-in name -> where it is defined and which parameters it takes."""
 
-FUSED_ACTIVATIONS = {"relu", "tanh", "gelu"}
+FUSED_ACTIVATIONS = {"relu", "tanh", "gelu", "shaped_relu", "tailored_relu"}
 """Those whose derivative the fused step of dense nets knows."""
 
 DIGITS_TRAIN_SIZE = 1437

@@ -181,13 +181,14 @@ DERIVED = {
     "ratio": "format('{:.9g}', lr / batch_size)::DOUBLE",
     "loss_gap": "test_loss - train_loss",
     "accuracy_gap": "train_accuracy - test_accuracy",
-    "stability": "CASE WHEN coalesce(optimizer, '') NOT LIKE '%adam%' THEN lr * lambda_max / (2 * (1 + momentum)) END",
+    "stability": "CASE WHEN coalesce(optimizer, '') NOT LIKE '%adam%' AND coalesce(schedule, 'constant') = 'constant' "
+    "THEN lr * lambda_max / (2 * (1 + momentum)) END",
 }
 """Columns of the views that follow from stored ones, as SQL.
 
 ``ratio`` is lr / batch_size to 9 significant digits: in binary .35 / 5 and .14 / 2 differ, and ``GROUP BY ratio`` must
 not tear a line of equal ratio apart. At ``stability`` 1, gradient descent, with heavy-ball momentum or without, on a
-quadratic of curvature lambda_max stops converging; Adam has no such number.
+quadratic of curvature lambda_max stops converging. Adam has no such number, and a schedule no one learning rate.
 """
 
 MEASURED = frozenset({*BUILT_IN, *OF_ENDPOINT})

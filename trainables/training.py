@@ -133,14 +133,14 @@ class Training:
         self.settings = settings
         self.stepper = Stepper(state, data, trials, time, Nudge.of(trials))
         self.until = parse(first.until) if first.until else None
-        self.moments = settings.moments(time)
+        self.looks, self.moments = frozenset(_looks(self.until, time)), settings.moments(time)
         self.done, self.settled, self.memory = 0, -1, Memory()
         self.run = Run(time, reached_at=[-1] * len(trials))
 
     def go(self) -> Generator[float, None, Run]:
         """Trains to the end; yields the fraction done, often, and returns what was measured."""
         time = self.stepper.timeline
-        for step in sorted({*self.moments, *_looks(self.until, time)}):
+        for step in sorted({*self.moments, *self.looks}):
             if step <= self.settled:
                 continue
             while self.done < step:
@@ -148,7 +148,7 @@ class Training:
                 self.stepper.advance(self.done, end)
                 self.done = end
                 yield end / time.steps
-            if step:
+            if step in self.looks:
                 self._stop(step)
             if step in self.moments:
                 epoch, due = self.moments[step]
@@ -180,9 +180,9 @@ class Training:
         return active
 
     def _stop(self, step: int) -> None:
-        """Measures and stops the trials whose condition holds, where it is looked at."""
+        """Measures and stops the trials whose condition holds."""
         active = self._active()
-        if self.until is None or not active or step not in _looks(self.until, self.stepper.timeline):
+        if self.until is None or not active:
             return
         values = look(self.stepper.snapshot(step).take(active), self.until.statistic).tolist()
         slots = [slot for slot, value in zip(active, values, strict=True) if self.until.holds(value)]
@@ -213,13 +213,13 @@ class Training:
             self.run.endpoints[slot] = kept[0], kept[1]
 
 
-def _looks(until: Condition | None, time: Timeline) -> list[int]:
+def _looks(until: Condition | None, time: Timeline) -> Iterator[int]:
     """Steps after which a condition is looked at, the last step among them."""
-    if until is None:
-        return []
-    end = time.epoch(time.steps)
-    epochs = (k * until.every for k in range(1, int(end / until.every) + 1))
-    return sorted({*(step for step in map(time.step_at, epochs) if step), time.steps})
+    if until is not None:
+        end = time.epoch(time.steps)
+        epochs = (k * until.every for k in range(1, int(end / until.every) + 1))
+        yield from (step for step in map(time.step_at, epochs) if step)
+        yield time.steps
 
 
 def _check(trial: Trial, dataset: Dataset) -> None:

@@ -82,9 +82,17 @@ def test_derived_columns(build):
     assert rows(connect(build.store), f"SELECT {names} FROM trials") == [(0.0005, 0.25, 0.125, 0.1)]
 
 
-@pytest.mark.parametrize(("optimizer", "stability"), [('{"name":"nudged_sgd","top":2}', 0.1), ("adam", None)])
-def test_adam_has_no_stability(build, optimizer, stability):
-    build.commit("p", build.measured("t", lr=0.016, batch_size=32, optimizer=optimizer))
+@pytest.mark.parametrize(
+    ("changes", "stability"),
+    [
+        ({"optimizer": '{"name":"nudged_sgd","top":2}'}, 0.1),
+        ({"optimizer": "adam"}, None),
+        ({"schedule": "constant"}, 0.1),
+        ({"schedule": '{"cosine":{}}'}, None),
+    ],
+)
+def test_adam_and_schedules_have_no_stability(build, changes, stability):
+    build.commit("p", build.measured("t", lr=0.016, batch_size=32, **changes))
     assert rows(connect(build.store), "SELECT stability FROM trials") == [(stability,)]
 
 

@@ -53,12 +53,14 @@ def test_shipped_sweeps_are_right(file: Path) -> None:
 
 
 def test_the_sweep_file_of_the_readme_is_right(tmp_path: Path) -> None:
-    """The whole one, and the same with the ``measure`` section that the README shows further down."""
-    whole, section = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    """The whole one, the same with the ``measure`` section further down, and the one of what can be varied."""
+    whole, section, varied = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     for text in (whole, re.sub(r"(?ms)^measure:.*?(?=^\w)", section, whole)):
         (tmp_path / "sweep.yaml").write_text(text)
         assert load(tmp_path / "sweep.yaml").name == "digits"
     assert load(tmp_path / "sweep.yaml").measure.endpoints
+    (tmp_path / "sweep.yaml").write_text(f"name: varied\n{varied}")
+    assert load(tmp_path / "sweep.yaml").axes["dataset"] == ["cifar10"]
 
 
 def test_nothing_names_a_machine() -> None:

@@ -32,6 +32,7 @@ def random_packs(draw: st.DrawFn) -> list[Trial]:
                     '{"depth":1,"name":"mlp","width":5}',
                     '{"activation":"tanh","depth":3,"name":"mlp","width":6}',
                     '{"activation":"gelu","depth":2,"name":"mlp","width":7}',
+                    '{"activation":"shaped_relu","depth":2,"name":"mlp","width":7}',
                 ]
             )
         ),
@@ -53,7 +54,7 @@ def random_packs(draw: st.DrawFn) -> list[Trial]:
     return [trial(**shared, **differing) for differing in draw(st.lists(one, min_size=2, max_size=6))]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(random_packs(), st.sampled_from(["fused", "vmap"]))
 def test_a_trial_is_the_same_alone_in_any_pack_and_in_the_plain_loop(pack: list[Trial], engine: str) -> None:
     packed = endpoint(pack, engine)

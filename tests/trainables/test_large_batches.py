@@ -85,7 +85,7 @@ def test_a_pack_that_does_not_fit_memory_is_cut_and_goes_on(tmp_path: Path) -> N
         dataset: {name: teacher, train_size: 64, test_size: 16}
         train: {max_steps: 2}
         grid:
-          arch: [{name: mlp, width: 2500}]
+          arch: [{name: mlp, width: 1500}]
           lr: [0.01]
           batch_size: [8]
           seed: {range: 16}
@@ -105,7 +105,7 @@ def test_a_pack_that_does_not_fit_memory_is_cut_and_goes_on(tmp_path: Path) -> N
         found.files.write_plan(found.plan().replace_schema_metadata(plan_metadata(sweep.measure)))
         torch.set_num_threads(1)
         pages = int(open("/proc/self/statm").read().split()[0])
-        limit = pages * resource.getpagesize() + 900 * 2**20
+        limit = pages * resource.getpagesize() + 350 * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         for _ in run_pack(PackItem("results", "large", found.to_run[0])):
             pass
