@@ -93,7 +93,7 @@ def per_distinct(packs: pa.Table, names: Sequence[str], function: Callable[..., 
     key = np.zeros(packs.num_rows, np.int64)
     for name in names:
         codes = packs[name].combine_chunks().dictionary_encode(null_encoding="encode")
-        key = key * len(codes.dictionary) + codes.indices.to_numpy()
+        _, key = np.unique(key * len(codes.dictionary) + codes.indices.to_numpy(), return_inverse=True)
     _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
     values = [function(*(packs[name][int(i)].as_py() for name in names)) for i in first]
     return np.array(values)[inverse]
@@ -112,7 +112,7 @@ def largest_batch(kind: Mapping[str, Any]) -> int:
     time = _timeline(*(kind[name] for name in _LENGTH))
     if kind["sampler"] == "full":
         return time.train_size
-    return time.batch(0) if kind["schedule"] == "constant" else max(map(time.batch, range(time.steps)))
+    return time.largest_batch
 
 
 def _steps_and_examples(*length_and_sampler: Any) -> tuple[int, int]:

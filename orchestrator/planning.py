@@ -79,7 +79,8 @@ class Plan:
         ]
         lines += [f"  reused   {len(r.trial_ids):,} from {r.sweep}" for r in found.reuse]
         if found.packs.num_rows:
-            basis = "from packs that have run" if self.is_measured else "a guess: nothing has run yet"
+            guess = "as CPU cores would take" if self.sweep.resources.gpu else "a guess"
+            basis = "from packs that have run" if self.is_measured else f"{guess}: nothing has run yet"
             lines.append(f"  time     about {duration(self.seconds)} with {self.workers} workers ({basis})")
         if shares := self.measuring:
             parts = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())

@@ -196,6 +196,11 @@ class Timeline:
         """Examples of ``step``."""
         return self.examples(step + 1) - self.examples(step)
 
+    @property
+    def largest_batch(self) -> int:
+        """Examples of the largest step."""
+        return self.ends.step if isinstance(self.ends, range) else int(np.diff(self.ends, prepend=0).max())
+
     def factor(self, step: int) -> float:
         """What ``step`` multiplies the learning rate by."""
         return self.factors[min(step, self.steps - 1)] if self.factors else 1.0

@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.sweepfile import Packing, load
 from trainables.parameters import Net, Parameters
-from trainables.registry import BUILT_IN, Kind
+from trainables.registry import BUILT_IN, FUSED_ACTIVATIONS, Kind
 from trainables.schedules import Schedule
 from trainables.schema import DERIVED, MEASURED, TABLES
 from trainables.trial import Trial
@@ -174,6 +174,12 @@ def test_the_page_has_every_loss_sampler_and_setting_of_packs() -> None:
     assert [*_table(_section("Sampling and seeds"), "`sampler`", "a step takes")] == [*samplers]
     settings = _table(_section("Large batches"), "setting", "default")
     assert settings == {f"pack.{n}": _shown(f.default) for n, f in Packing.model_fields.items()}
+
+
+def test_the_page_says_what_the_fused_engine_leaves_out() -> None:
+    left_out = {*get_args(Net.model_fields["activation"].annotation)} - FUSED_ACTIVATIONS
+    said = _table(_section("Packs and engines"), "engine", "`auto` takes it for")["fused"]
+    assert said.partition("activation ")[2].partition(";")[0] == " and ".join(sorted(left_out))
 
 
 def test_links_within_the_page_lead_somewhere() -> None:
