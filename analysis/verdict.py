@@ -19,6 +19,7 @@ from analysis.grid import Group, floats, groups
 from analysis.scales import (
     BoolArray,
     FloatArray,
+    IntArray,
     Scale,
     half_width,
     on_scale,
@@ -157,20 +158,28 @@ def _resolution(trials: pa.Table, group: Group, metric: str, values: FloatArray)
     if error is not None:
         return floats(trials, error, group.rows)
     datasets = trials["dataset"].take(group.rows[:1]).to_pylist() if "dataset" in trials.column_names else []
-    examples = train_size(datasets[0]) if datasets and datasets[0] else None
-    if examples and metric in _COUNTED:
-        counted = examples * _COUNTED[metric](floats(trials, "label_noise", group.rows))
+    whole = train_size(datasets[0]) if datasets and datasets[0] else None
+    if whole and metric in _COUNTED:
+        part, labels, inputs = (_given(trials, n, group.rows) for n in ("train_size", "label_noise", "input_noise"))
+        noise = np.nan_to_num(labels), np.nan_to_num(inputs)
+        counted = np.fmin(part, whole) * _COUNTED[metric](*noise)
         return np.divide(1.0, counted, out=np.zeros_like(counted), where=counted > 0)
     return np.full(len(values), smallest_step(values))
 
 
-_COUNTED: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "train_accuracy": np.ones_like,
-    "clean_accuracy": lambda noise: 1 - noise,
-    "memorized": lambda noise: noise,
-    "recovered": lambda noise: noise,
+def _given(trials: pa.Table, column: str, rows: IntArray) -> FloatArray:
+    """A column of some rows, NaN where there is none."""
+    return floats(trials, column, rows) if column in trials.column_names else np.full(len(rows), np.nan)
+
+
+_COUNTED: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
+    "train_accuracy": lambda labels, inputs: np.ones_like(labels),
+    "clean_accuracy": lambda labels, inputs: (1 - labels) * (1 - inputs),
+    "corrupted_accuracy": lambda labels, inputs: 1 - (1 - labels) * (1 - inputs),
+    "memorized": lambda labels, inputs: labels,
+    "recovered": lambda labels, inputs: labels,
 }
-"""Metric -> of which share of the training set, about, it is a fraction."""
+"""Metric -> of which share of the training set, about, it is a fraction, by label and input noise."""
 
 
 def _judge(trials: pa.Table, group: Group, metric: str, margin: float | None) -> Verdict:

@@ -179,10 +179,14 @@ class Engine(ABC):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Per-example losses, shape (trials, n), of outputs (trials, n, outputs)."""
-        flat = self.loss(outputs.flatten(0, 1), targets.flatten(0, 1))
-        if flat.shape != (outputs.shape[0] * outputs.shape[1],):
-            raise ValueError(f"loss: returned shape {tuple(flat.shape)}; one number per example is needed")
-        return flat.view(outputs.shape[:2])
+        return self._losses(outputs.flatten(0, 1), targets.flatten(0, 1)).view(outputs.shape[:2])
+
+    def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Of examples in a row: shape (n,)."""
+        losses = self.loss(outputs, targets)
+        if losses.shape != outputs.shape[:1]:
+            raise ValueError(f"loss: returned shape {tuple(losses.shape)}; one number per example is needed")
+        return losses
 
     def _rates(self, factor: float, active: Tensor) -> Tensor:
         """Learning rates of this step, 0 for trials that no longer train; shape (trials,)."""

@@ -52,7 +52,7 @@ class LoopEngine(Engine):
         for piece in batch.pieces(self.physical):
             with layer_words(None if piece.words is None else piece.words[0]):
                 outputs = module(piece.inputs[0])
-            loss = self.losses(outputs[None], piece.targets).sum() / len(batch)
+            loss = self._losses(outputs, piece.targets[0]).sum() / len(batch)
             loss.backward()
             losses.append(loss.detach())
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()

@@ -275,7 +275,7 @@ def _schedule(reference: Reference) -> Resolved:
 def _complaint(error: ValidationError, model: type[Parameters]) -> str:
     """What is wrong with parameters, and which there are."""
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a misspelt one is missing, too
-    text = first["msg"].removeprefix("Value error, ")
+    text = first["msg"].removeprefix("Value error, ").replace("tuple", "list")
     if not first["loc"]:
         return text
     *outer, where = map(str, first["loc"])

@@ -30,6 +30,7 @@ SCALES = [
     ("covariance_lambda_max", "log", 0.1),
     ("covariance_frobenius", "log", 0.1),
     ("clean_accuracy", "absolute", 0.01),
+    ("corrupted_accuracy", "absolute", 0.01),
     ("best_test_accuracy", "absolute", 0.01),
     ("recovered", "absolute", 0.01),
     ("critical_sample_ratio", "absolute", 0.01),
