@@ -16,6 +16,9 @@ from torch import Tensor
 
 from trainables.streams import Purpose, words
 
+BLOCK = 2**22
+"""Numbers to make at once, so that their 64-bit words take some 100 MB at most."""
+
 GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _M1, _M2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 

@@ -37,7 +37,7 @@ def dataset_of(trial: Trial) -> Dataset:
     return _first(trial.dataset, trial.train_size)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def _first(reference: str, train_size: int | None) -> Dataset:
     whole = load_dataset(reference)
     return whole if train_size is None else whole.first(train_size)

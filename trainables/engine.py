@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import stack_module_state
 
-from trainables.counters import bits, keys, normals
+from trainables.counters import BLOCK, bits, keys, normals
 from trainables.layers import coupled_examples, draws_random_numbers
 from trainables.registry import resolve
 from trainables.streams import Purpose
@@ -219,12 +219,14 @@ class InjectedNoise:
 
     def add(self, gradients: Iterable[Tensor], step: int, size: int) -> None:
         """Adds that of a step on ``size`` examples to the stacked gradients of all parameters, in their order."""
-        gradients = list(gradients)
-        sizes = [g[0].numel() for g in gradients]
-        counter = torch.arange(sum(sizes), device=self.keys.device) + step * sum(sizes)
-        for g, part in zip(gradients, counter.split(sizes), strict=True):
-            noise = normals(bits(self.keys[:, None], part), g.dtype)
-            g += ((self.sigma * size**-0.5)[:, None] * noise).view_as(g)
+        flat = [g.view(len(self.keys), -1) for g in gradients]
+        first = step * sum(g.shape[1] for g in flat)
+        scale = (self.sigma * size**-0.5)[:, None]
+        for g in flat:
+            for part in g.split(max(1, BLOCK // len(self.keys)), 1):
+                counter = torch.arange(first, first + part.shape[1], device=g.device)
+                part += scale * normals(bits(self.keys[:, None], counter), g.dtype)
+                first += part.shape[1]
 
 
 def _whole_groups(module: nn.Module, physical: int | None) -> int | None:

@@ -16,16 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainables.counters import bits, keys, normals
+from trainables.counters import BLOCK, bits, keys, normals
 from trainables.data import Dataset
 from trainables.streams import Purpose, uniforms, words
 from trainables.trial import Trial
 
 PADDING = 4
 """Pixels of zeros around an image of which a random crop is taken."""
-
-BLOCK = 2**22
-"""Noise values made at once, so that their 64-bit words take 100 MB at most."""
 
 Examples = Tensor | slice
 

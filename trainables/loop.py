@@ -104,17 +104,21 @@ class LoopEngine(Engine):
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The framework's random numbers within, without a trace without.
+    """The framework's random numbers within, as if they had not been drawn without.
 
-    On the generator itself: :func:`torch.manual_seed` takes longer than a small step.
+    On the generators themselves: :func:`torch.manual_seed` takes longer than a small step.
     """
-    generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(seed)
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    before = [g.get_state() for g in generators]
+    for g in generators:
+        g.manual_seed(seed)
     try:
         yield
     finally:
-        generator.set_state(before)
+        for g, state in zip(generators, before, strict=True):
+            g.set_state(state)
 
 
 def _alone(batch: Minibatch, i: int) -> Minibatch:

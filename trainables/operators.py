@@ -328,13 +328,14 @@ def gradient_and_outputs(
         n: examples in all chunks.
     """
     tracked = {k: v.detach().clone().requires_grad_() for k, v in parameters.items()}
-    outputs, gradient = [], []
+    outputs, total = [], torch.zeros(0)
     for inputs, targets in batches:
         outputs.append(engine.outputs(tracked, buffers, inputs))
         loss = engine.losses(outputs[-1], targets).sum() / n
-        gradient.append(_flatten(torch.autograd.grad(loss, list(tracked.values()), materialize_grads=True)))
+        gradient = _flatten(torch.autograd.grad(loss, list(tracked.values()), materialize_grads=True))
+        total = total.add_(gradient) if len(outputs) > 1 else gradient
         outputs[-1] = outputs[-1].detach()
-    return torch.stack(gradient).sum(0), torch.cat(outputs, 1)
+    return total, torch.cat(outputs, 1)
 
 
 def _flatten(tensors: tuple[Tensor, ...]) -> Tensor:

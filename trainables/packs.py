@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from trainables.endpoints import Endpoint, as_file
-from trainables.registry import batch_statistics, is_plugin, load, resolve
+from trainables.registry import batch_statistics, is_plugin, load, resolve, train_size
+from trainables.schedules import timeline
 from trainables.schema import (
     FAILURES,
     MEASURED,
@@ -82,7 +83,7 @@ class Pack:
         if self.together > 1:
             return replace(self, together=-(-self.together // 2))
         first = self.trials[0]
-        size = self.physical_batch_size or first.batch_size
+        size = self.physical_batch_size or _largest_batch(first)
         if size == 1 or is_plugin("arch", first.arch) or batch_statistics(first.arch) != 1:
             return None
         return replace(self, physical_batch_size=-(-size // 2))
@@ -258,6 +259,16 @@ def number(value: float) -> float | None:
 def thread_count(cpus: float) -> int:
     """Threads of a worker that holds ``cpus`` CPUs; never more than the machine has."""
     return max(1, min(int(cpus), os.cpu_count() or 1))
+
+
+def _largest_batch(trial: Trial) -> int:
+    """Examples in the largest step of a trial, as far as the size of its training set is known."""
+    n = trial.train_size or train_size(trial.dataset)
+    if n is None:
+        return trial.batch_size
+    if trial.sampler == "full":
+        return n
+    return timeline(trial.schedule, trial.batch_size, n, trial.epochs, trial.max_steps).largest_batch
 
 
 def plan_metadata(measure: Measure) -> dict[bytes, bytes]:

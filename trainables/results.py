@@ -27,7 +27,9 @@ def train_pack(pack: Pack, threads: int, *, gpu: bool) -> Generator[float, None,
         MemoryError: it does not fit.
     """
     device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
-    outcome = Outcome(device=_device_name(device), dataset_sha256=_dataset_sha256(pack.trials[0].dataset))
+    with reproducible(threads):  # from the first operation on: threads keep what they are started with
+        sha256 = _dataset_sha256(pack.trials[0].dataset)
+    outcome = Outcome(device=_device_name(device), dataset_sha256=sha256)
     for first in range(0, len(pack.trials), pack.together):
         trials = pack.trials[first : first + pack.together]
         begin, share = first / len(pack.trials), len(trials) / len(pack.trials)

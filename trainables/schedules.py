@@ -13,7 +13,6 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -33,6 +32,10 @@ MINIBATCHES = 10
 
 TOLERANCE = 0.5 / MINIBATCHES
 """How far, relatively, rounding to whole minibatches moves the learning rate of a block with ``of: batch_size``."""
+
+
+MAX_STEPS = 20_000_000
+"""Most steps of a run that is not constant: each takes some hundred bytes while blocks are made."""
 
 
 class Part(Parameters):
@@ -220,7 +223,6 @@ def step_of(epoch: float, examples: int, batch_size: int) -> int:
     return round(epoch * examples / batch_size)
 
 
-@lru_cache(maxsize=64)
 def timeline(schedule: str, batch_size: int, train_size: int, epochs: float | None, max_steps: int | None) -> Timeline:
     """The steps of a trial, which sees ``batch_size`` times ``steps`` examples whatever its schedule.
 
@@ -232,7 +234,8 @@ def timeline(schedule: str, batch_size: int, train_size: int, epochs: float | No
         max_steps: length of the run in minibatches of B; one of the two is given.
 
     Raises:
-        ValueError: a minibatch larger than the training set, or less than one step.
+        ValueError: a minibatch larger than the training set, less than one step, or, where the schedule is not
+            constant, more than MAX_STEPS.
     """
     if batch_size > train_size:
         raise ValueError(f"batch_size {batch_size}: the training set has {train_size} examples")
@@ -246,12 +249,19 @@ def timeline(schedule: str, batch_size: int, train_size: int, epochs: float | No
     whole = range(batch_size, steps * batch_size + 1, batch_size)
     if schedule == "constant":
         return Timeline(train_size, end, whole)
+    _check_length(steps, batch_size)
     parsed = Schedule.model_validate_json(schedule)
     blocks = _Blocks.of(parsed, batch_size, train_size, steps)
     if parsed.of == "lr":
         return Timeline(train_size, end, whole, _doubles(np.repeat(blocks.held, blocks.lengths)))
     ends, factors = blocks.in_large_minibatches(batch_size)
     return Timeline(train_size, end, array("q", ends.tobytes()), _doubles(factors))
+
+
+def _check_length(steps: int, batch_size: int) -> None:
+    if steps > MAX_STEPS:
+        text = f"{steps:,} steps at batch_size {batch_size}: at most {MAX_STEPS:,} are allowed with a schedule"
+        raise ValueError(f"{text}; take a larger batch_size, fewer epochs, or schedule constant")
 
 
 def _doubles(values: Floats) -> array[float]:
@@ -292,6 +302,7 @@ class _Blocks:
         """
         examples = self.lengths * batch_size
         counts = np.clip(np.rint(self.lengths * self.held), 1, examples).astype(np.int64)
+        _check_length(int(counts.sum()), batch_size)
         block = np.repeat(np.arange(len(counts)), counts)
         place = np.arange(1, len(block) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
         ends = self.starts[block] * batch_size + examples[block] * place // counts[block]

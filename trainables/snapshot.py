@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainables.data import Dataset
+from trainables.datasets import load_dataset
 from trainables.engine import Engine, Tensors, take
 from trainables.inputs import Inputs
 from trainables.streams import label_noise, subset
@@ -124,7 +125,8 @@ def _noisy_targets(dataset: Dataset, trials: Sequence[Trial]) -> tuple[Tensor, T
             raise ValueError(f"label_noise: data set {trials[0].dataset} has real-valued targets, no labels to redraw")
         return clean.expand(len(trials), *clean.shape), torch.zeros(len(trials), len(clean), dtype=torch.bool)
     labels = clean.cpu().numpy()
-    noisy = np.stack([label_noise(t.seed, t.label_noise, labels, dataset.num_classes) for t in trials])
+    whole = load_dataset(trials[0].dataset).train_size
+    noisy = np.stack([label_noise(t.seed, t.label_noise, labels, dataset.num_classes, whole) for t in trials])
     return torch.from_numpy(noisy), torch.from_numpy(noisy != labels)
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import isfinite
 
 _NUMBER = r"[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?"
 _CONDITION = re.compile(rf"\s*(\w+)\s*(<=|>=)\s*({_NUMBER})\s*(?:every\s+({_NUMBER})\s*)?")
 _MEANS = {"train_loss": "<=", "train_accuracy": ">="}
 
 GRAMMAR = "`train_loss <= x` or `train_accuracy >= x`, with `every e` after it where not every epoch is to be looked at"
+
+
+LEAST_EVERY = 1e-3
+"""Epochs between two looks, at least."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,12 @@ def parse(text: str) -> Condition:
     if not found or _MEANS.get(found[1]) != found[2]:
         raise ValueError(f"{text!r} is no condition to stop at: allowed is {GRAMMAR}")
     condition = Condition(found[1], float(found[3]), float(found[4] or 1))
-    if condition.every <= 0:
-        raise ValueError(f"{text!r}: a look every {condition.every:g} epochs is none; more than 0 is needed")
+    if condition.every < LEAST_EVERY:
+        raise ValueError(f"{text!r}: a look every {condition.every:g} epochs is too often; {LEAST_EVERY} at least")
+    if condition.statistic == "train_accuracy" and condition.threshold > 1:
+        raise ValueError(f"{text!r}: an accuracy is a fraction, at most 1")
+    if not isfinite(condition.threshold) or not isfinite(condition.every):
+        raise ValueError(f"{text!r}: a number is too large")
     return condition
 
 

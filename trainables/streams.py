@@ -72,9 +72,8 @@ def layer_seed(seed: int) -> int:
     return int(words(seed, Purpose.LAYERS, 1)[0] >> np.uint64(2))
 
 
-@lru_cache(maxsize=128)
 def permutation(seed: int, epoch: int, n: int) -> Indices:
-    """Order in which epoch ``epoch`` visits ``n`` examples; shape (n,), kept, so not to be changed."""
+    """Order in which epoch ``epoch`` visits ``n`` examples; shape (n,)."""
     return np.argsort(words(seed, Purpose.ORDER, n, epoch), kind="stable")
 
 
@@ -100,12 +99,13 @@ def examples(seed: int, start: int, stop: int, n: int, *, replacement: bool) -> 
     return stream[start - first * n : stop - first * n]
 
 
-def label_noise(seed: int, probability: float, labels: Indices, num_classes: int) -> Indices:
+def label_noise(seed: int, probability: float, labels: Indices, num_classes: int, whole: int | None = None) -> Indices:
     """Each label redrawn, with ``probability``, uniformly over all classes (so it may stay the same); shape (n,).
 
-    At one seed the labels redrawn at a smaller probability are among those redrawn at a larger one.
+    At one seed the labels redrawn at a smaller probability are among those redrawn at a larger one. Where these are
+    the first of a set of size ``whole``, they become what they would in the whole set.
     """
-    raw = words(seed, Purpose.LABEL_NOISE, 2 * len(labels)).reshape(2, -1)
+    raw = words(seed, Purpose.LABEL_NOISE, 2 * (whole or len(labels))).reshape(2, -1)[:, : len(labels)]
     redrawn = (raw[1] % np.uint64(num_classes)).astype(np.int64)
     return np.where(uniforms(raw[0]) < probability, redrawn, labels)
 

@@ -28,7 +28,9 @@ from trainables.stopping import Condition, parse
 from trainables.trial import Trial
 
 SPAN = 256
-"""Most steps, and no more than an epoch, between two reports of how far training is."""
+"""Steps between two reports of how far training is; more where they are less than a quarter of an epoch, whose order
+has to be drawn for each, and fewer where they are more than an epoch.
+"""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Training:
             if step <= self.settled:
                 continue
             while self.done < step:
-                end = min(step, self.done + SPAN, max(self.done + 1, time.step_at(time.epoch(self.done) + 1)))
+                end = min(step, self._next_report())
                 self.stepper.advance(self.done, end)
                 self.done = end
                 yield end / time.steps
@@ -175,6 +177,11 @@ class Training:
             setattr(self, name, saved[name])
         self.stepper.nudge = saved["nudge"]
 
+    def _next_report(self) -> int:
+        time = self.stepper.timeline
+        quarter, whole = (time.step_at(time.epoch(self.done) + part) for part in (0.25, 1))
+        return max(self.done + 1, quarter, min(self.done + SPAN, whole))
+
     def _active(self) -> list[int]:
         active: list[int] = self.stepper.engine.active.nonzero()[:, 0].tolist()
         return active
@@ -188,6 +195,7 @@ class Training:
         slots = [slot for slot, value in zip(active, values, strict=True) if self.until.holds(value)]
         if slots:
             self._measure(slots, step, self.stepper.timeline.epoch(step), self.settings, replace(self.memory))
+            slots = [slot for slot in slots if self.stepper.engine.diverged_at[slot] < 0]
             for slot in slots:
                 self.run.reached_at[slot] = step
             self.stepper.engine.stopped[slots] = True

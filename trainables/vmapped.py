@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +71,14 @@ class VmapEngine(StackedEngine):
         """See :meth:`Engine.step`."""
         if not self.module.training:
             self.module.train()
-        pieces = [self._backward(piece, step, len(batch)) for piece in batch.pieces(self.physical)]
-        losses = torch.stack([loss for loss, _ in pieces]).sum(0)
-        summed = (torch.stack(of).sum(0) if len(of) > 1 else of[0] for of in zip(*(g for _, g in pieces), strict=True))
-        gradients = dict(zip(self.parameters, summed, strict=True))
+        first, *others = batch.pieces(self.physical)
+        losses, share = self._backward(first, step, len(batch))
+        gradients = dict(zip(self.parameters, _distinct(share), strict=True))
+        for piece in others:
+            loss, share = self._backward(piece, step, len(batch))
+            losses += loss
+            for total, more in zip(gradients.values(), share, strict=True):
+                total += more
         active = self.mark_diverged(losses, step)
         with torch.no_grad():
             if self.noise is not None:
@@ -101,3 +105,12 @@ class VmapEngine(StackedEngine):
     def _call(self, parameters: Tensors, buffers: Tensors, inputs: Tensor, words: Tensor | None = None) -> Tensor:
         with layer_words(words):
             return functional_call(self.module, (parameters, buffers), (inputs,))
+
+
+def _distinct(gradients: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Each in memory of its own, to be changed in place: of a sum, both terms get one and the same gradient."""
+    seen: set[int] = set()
+    for g in gradients:
+        own = g.is_contiguous() and g.data_ptr() not in seen
+        yield g if own else g.clone(memory_format=torch.contiguous_format)
+        seen.add(g.data_ptr())

@@ -321,3 +321,19 @@ def rectified(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     return nn.Sequential(
         nn.Unflatten(1, (1, 16, 16)), *layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(256, num_classes)
     )
+
+
+class Twofold(nn.Module):
+    """Two parameters that enter as a sum: autograd gives both one and the same gradient tensor."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(inputs, outputs))
+        self.b = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.a + self.b)
+
+
+def twofold(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return Twofold(input_shape[0], num_classes)

@@ -14,6 +14,7 @@ from trainables.engines import choose_engine
 from trainables.settings import Measure
 from trainables.trial import Trial
 
+NESTEROV = '{"name":"sgd","nesterov":true}'
 TIGHT = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -211,3 +212,11 @@ def test_a_loss_never_sees_a_trial_that_diverged() -> None:
 def test_settings_that_the_data_do_not_allow_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run([trial(**changes)])
+
+
+@pytest.mark.parametrize("changes", [{"weight_decay": 0.1}, {"gradient_noise": 0.3}, {"optimizer": NESTEROV}])
+def test_parameters_that_share_a_gradient_are_updated_once_each(changes: dict[str, object]) -> None:
+    pack = [trial(arch="plugins:twofold", seed=s, momentum=0.5, **changes) for s in range(2)]
+    packed = endpoint(pack, "vmap")
+    for i, member in enumerate(pack):
+        close(packed, endpoint([member], "loop"), i)

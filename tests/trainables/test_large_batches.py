@@ -72,6 +72,7 @@ def test_a_pack_is_halved_until_nothing_is_left_to_halve() -> None:
         trials = tuple(trial(seed=s, **changes) for s in range(3))
         return Pack("p", "vmap", Measure(), (0,) * 3, (), trials, together=3)
 
+    assert cuts(pack(batch_size=2, sampler="full"))[1:4] == [(1, None), (1, 25), (1, 13)], "of all 50 examples"
     assert cuts(pack(batch_size=5)) == [(2, None), (1, None), (1, 3), (1, 2), (1, 1)]
     for whole in (arch(norm="batch"), "plugins:with_batchnorm"):
         assert cuts(pack(arch=whole)) == [(2, None), (1, None)], "batch norm needs the whole minibatch"

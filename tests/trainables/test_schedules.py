@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainables.registry import PluginError, resolve
-from trainables.schedules import TOLERANCE, Cosine, Cyclic, Floats, Schedule, StepDecay, Timeline, Warmup, timeline
+from trainables.schedules import (
+    MAX_STEPS,
+    TOLERANCE,
+    Cosine,
+    Cyclic,
+    Floats,
+    Schedule,
+    StepDecay,
+    Timeline,
+    Warmup,
+    timeline,
+)
 from trainables.settings import Measure
 from trainables.trial import canonical_json
 
@@ -232,6 +243,16 @@ def test_impossible_runs_are_refused(schedule: str) -> None:
     with pytest.raises(ValueError, match=r"^epochs 0.1: not one step at batch size 16 of 32 examples$"):
         timeline(schedule, 16, 32, 0.1, None)
     assert timeline(schedule, 32, 32, 1.0, None).steps == 1
+
+
+def test_too_many_steps_of_a_schedule_are_refused() -> None:
+    said = r"^{} steps at batch_size 1: at most 20,000,000 are allowed with a schedule; take a larger batch_size, "
+    for what in ("lr", "batch_size"):
+        with pytest.raises(ValueError, match=said.format("20,000,001")):
+            timeline(canonical_json({"cosine": {}, "of": what}), 1, 100, None, MAX_STEPS + 1)
+    many = canonical_json({"step": {"at": [1], "factor": 1000}, "of": "batch_size"})
+    with pytest.raises(ValueError, match="steps at batch_size 500: at most 20,000,000"):
+        timeline(many, 500, 500, None, 50_000)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,20 @@ def test_conditions_have_one_way_to_be_written() -> None:
 def test_other_conditions_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no condition to stop at: allowed is `train_loss <= x` or"):
         parse(text)
-    with pytest.raises(ValueError, match="more than 0 is needed"):
-        parse("train_loss <= 1 every 0")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train_loss <= 1 every 0", "every 0 epochs is too often; 0.001 at least"),
+        ("train_loss <= 1 every 1e-9", "is too often"),
+        ("train_accuracy >= 99", "an accuracy is a fraction, at most 1"),
+        ("train_loss <= 1e999", "a number is too large"),
+    ],
+)
+def test_impossible_numbers_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(text)
 
 
 PACK = [(0.3, 0), (0.001, 1), (0.1, 2)]

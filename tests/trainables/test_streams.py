@@ -93,3 +93,10 @@ def test_rademacher_signs_are_balanced_and_uniforms_in_the_unit_interval() -> No
     assert u.min() >= 0
     assert u.max() < 1
     assert abs(u.mean() - 0.5) < 5 * np.sqrt(1 / 12 / 10_000)
+
+
+@pytest.mark.parametrize("n", [1, 30, 100])
+def test_label_noise_of_a_part_is_that_of_the_whole(n: int) -> None:
+    labels = np.arange(100) % 10
+    whole = label_noise(3, 0.5, labels, 10)
+    np.testing.assert_array_equal(label_noise(3, 0.5, labels[:n], 10, whole=100), whole[:n])
