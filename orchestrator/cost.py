@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.sizes import size
-from trainables.registry import example_shape
+from trainables.parameters import NudgedSGD
+from trainables.registry import example_shape, resolve
 from trainables.registry import train_size as known_size
-from trainables.schedules import Timeline, timeline
+from trainables.schedules import timeline
 from trainables.settings import GROUPS, GradientNoise, Hessian, Measure
+from trainables.stopping import parse
 
 SECONDS_PER_COST = 0.035
 """Seconds per unit of cost, 1e9 multiply-adds, on one CPU core: used until packs of the store tell better."""
@@ -40,7 +44,7 @@ the search for another class.
 DEVIATIONS = {"fused": 9, "vmap": 70, "loop": 70}
 """The same of the gradients' distances from their mean; only the fused engine need not write each gradient down."""
 
-_LENGTH = ("dataset", "train_size", "batch_size", "epochs", "max_steps", "schedule")
+_LENGTH = ("sampler", "dataset", "train_size", "batch_size", "epochs", "max_steps", "schedule")
 
 PARTS = ("losses", *GROUPS)
 """What measuring consists of: what is always measured, and each group of statistics."""
@@ -70,17 +74,19 @@ class Costs:
             packs: trials, engine, and the settings that they share.
             measure: what is measured of every trial.
         """
-        multiply_adds = per_distinct(packs, ["arch", "dataset"], _multiply_adds)
-        overhead = per_distinct(packs, ["engine"], lambda engine: STEP_OVERHEAD.get(engine, STEP_OVERHEAD["vmap"]))
-        steps, examples = per_distinct(packs, [*_LENGTH, "sampler"], _steps_and_examples).reshape(-1, 2).T
-        training = TRAINING * multiply_adds * examples + overhead * steps
-        measuring = per_distinct(packs, [*_LENGTH, "engine"], lambda *of: _measuring(measure, *of))
-        is_call = per_distinct(packs, ["engine"], lambda engine: engine == "call")
-        unit = packs["trials"].to_numpy() / 1e9
-        return cls(
-            np.where(is_call, UNKNOWN_CALL * packs["trials"].to_numpy(), unit * training),
-            np.where(is_call, 0.0, unit * multiply_adds)[:, None] * measuring.reshape(-1, len(PARTS)),
-        )
+        training = UNKNOWN_CALL * packs["trials"].to_numpy().astype(float)
+        measuring = np.zeros((packs.num_rows, len(PARTS)))
+        counted = pc.is_null(packs["call"])  # what a trial of the user's own does is not known
+        ours, at = packs.filter(counted), np.flatnonzero(counted.to_numpy())
+        multiply_adds = per_distinct(ours, ["arch", "dataset"], _multiply_adds)
+        overhead = per_distinct(ours, ["engine"], lambda engine: STEP_OVERHEAD.get(engine, STEP_OVERHEAD["vmap"]))
+        of_training = per_distinct(ours, ["optimizer", "until", *_LENGTH], lambda *of: _training(measure, *of))
+        of_measuring = per_distinct(ours, ["engine", *_LENGTH], lambda *of: _measuring(measure, *of))
+        steps, passes = of_training.reshape(-1, 2).T
+        unit = ours["trials"].to_numpy() / 1e9
+        training[at] = unit * (multiply_adds * passes + overhead * steps)
+        measuring[at] = (unit * multiply_adds)[:, None] * of_measuring.reshape(-1, len(PARTS))
+        return cls(training, measuring)
 
     @property
     def total(self) -> NDArray[np.float64]:
@@ -99,36 +105,90 @@ def per_distinct(packs: pa.Table, names: Sequence[str], function: Callable[..., 
     return np.array(values)[inverse]
 
 
-def _timeline(
-    dataset: str, train_size: int | None, batch_size: int, epochs: float | None, max_steps: int | None, schedule: str
-) -> Timeline:
-    """Of a trial; of a data set of unknown size a guess."""
+@dataclass(frozen=True)
+class _Run:
+    """What the costs of a trial need to know of its timeline, which may be long.
+
+    Attributes:
+        train_size: N.
+        steps: how many there are.
+        end: epochs.
+        examples: in all steps.
+        first_batch: examples of the first step.
+        largest_batch: those of the largest.
+        moments: at how many each of PARTS is measured.
+    """
+
+    train_size: int
+    steps: int
+    end: float
+    examples: int
+    first_batch: int
+    largest_batch: int
+    moments: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def _run_of(
+    measure: str,
+    sampler: str,
+    dataset: str,
+    train_size: int | None,
+    batch_size: int,
+    epochs: float | None,
+    max_steps: int | None,
+    schedule: str,
+) -> _Run:
+    """Of a trial; of a data set of unknown size a guess. ``measure`` is the JSON of what is measured."""
     n = train_size or known_size(dataset) or max(UNKNOWN_SIZE, batch_size, ceil(batch_size / (epochs or 1)))
-    return timeline(schedule, batch_size, n, epochs, max_steps)
+    time = timeline(schedule, batch_size, n, epochs, max_steps)
+    due = [moment.due for moment in Measure.model_validate_json(measure).moments(time).values()]
+    moments = tuple(sum(part == "losses" or bool(getattr(d, part)) for d in due) for part in PARTS)
+    if sampler == "full":
+        return _Run(n, time.steps, time.end, time.steps * n, n, n, moments)
+    return _Run(n, time.steps, time.end, time.examples(time.steps), time.batch(0), time.largest_batch, moments)
 
 
-def largest_batch(kind: Mapping[str, Any]) -> int:
-    """Examples in the largest step of a trial."""
-    time = _timeline(*(kind[name] for name in _LENGTH))
-    if kind["sampler"] == "full":
-        return time.train_size
-    return time.largest_batch
+def _run(measure: Measure, length: Sequence[Any]) -> _Run:
+    return _run_of(measure.model_dump_json(), *length)
 
 
-def _steps_and_examples(*length_and_sampler: Any) -> tuple[int, int]:
-    """Steps of a trial, and examples in all their passes."""
-    *length, sampler = length_and_sampler
-    time = _timeline(*length)
-    return time.steps, time.steps * time.train_size if sampler == "full" else time.examples(time.steps)
+def largest_batch(kind: Mapping[str, Any], measure: Measure) -> int:
+    """Examples in the largest step of a trial.
+
+    Args:
+        kind: its settings.
+        measure: what is measured of it; changes nothing, but the answer is then known from counting the costs.
+    """
+    return _run(measure, [kind[name] for name in _LENGTH]).largest_batch
 
 
-def _measuring(measure: Measure, *length_and_engine: Any) -> list[float]:
+def _training(measure: Measure, optimizer: str, until: str | None, *length: Any) -> tuple[int, float]:
+    """Steps of a trial, and the passes of one example that they and what belongs to them take."""
+    run = _run(measure, length)
+    return run.steps, TRAINING * run.examples + _nudging(optimizer, run) + _looking(until, run)
+
+
+def _nudging(optimizer: str, run: _Run) -> int:
+    """Passes to measure the top eigenvectors of the Hessian now and then."""
+    resolved = resolve("optimizer", optimizer)
+    if resolved.name != "nudged_sgd":
+        return 0
+    nudged = NudgedSGD(**resolved.parameters)
+    return HESSIAN * TOP_PRODUCTS * min(nudged.examples, run.train_size) * ceil(run.steps / nudged.every)
+
+
+def _looking(until: str | None, run: _Run) -> int:
+    """Passes to see whether the trial may stop, at the latest after its last step."""
+    looks = min(ceil(run.end / parse(until).every), run.steps) if until else 0
+    return FORWARD * run.train_size * looks
+
+
+def _measuring(measure: Measure, engine: str, *length: Any) -> list[float]:
     """Passes of one example of each of PARTS, for one trial."""
-    *length, engine = length_and_engine
-    time = _timeline(*length)
-    moments = measure.moments(time).values()
-    once = _at_once(measure, time.train_size, time.batch(0), engine)
-    return [cost * sum(part == "losses" or bool(getattr(m.due, part)) for m in moments) for part, cost in once.items()]
+    run = _run(measure, length)
+    once = _at_once(measure, run.train_size, run.first_batch, engine)
+    return [once[part] * moments for part, moments in zip(PARTS, run.moments, strict=True)]
 
 
 def _at_once(measure: Measure, n: int, batch_size: int, engine: str) -> dict[str, float]:

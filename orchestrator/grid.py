@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 from orchestrator.axes import MAX_POINTS
 from orchestrator.explain import did_you_mean
 from orchestrator.sizes import size as size_of
-from trainables.registry import example_shape, resolve, train_size
+from trainables.registry import batch_statistics, example_shape, resolve, train_size
 from trainables.schedules import step_of
 from trainables.schema import CONFIGURATION
 from trainables.trial import FIELDS, REFERENCES, SEMANTICS, canonical_json, identity_fields, round_lr
@@ -165,23 +165,16 @@ def _broken_rates(axes: Axes) -> Iterator[Finding]:
 def _empty_or_oversized(axes: Axes, where: str | None) -> Iterator[Finding]:
     rows = points(axes)
     try:
-        runs = _select(rows, f"DISTINCT {', '.join(_LENGTH)}", where).sort_by("batch_size").to_pylist()
-        kinds = _select(rows, f"DISTINCT {', '.join(_KIND)}", where).to_pylist()
+        distinct = [_select(rows, f"DISTINCT {', '.join(fields)}", where).to_pylist() for fields, _ in _CHECKS]
     except duckdb.Error as error:
         yield Finding("where", None, f"the condition cannot be evaluated: {_first_line(error)}")
         return
-    if not runs:
+    if not distinct[0]:
         yield Finding("where", None, f"no point is left: the condition holds for none of {size(axes):,}")
-    for run in runs:
-        if run["call"] is None:  # a trial of the user's own has its own data
-            yield from _length_findings(run)
-    for kind in kinds:
-        if kind["call"] is None:
-            yield from _kind_findings(kind)
-
-
-_LENGTH = ("dataset", "train_size", "batch_size", "epochs", "max_steps", "call")
-_KIND = ("arch", "dataset", "augment", "optimizer", "momentum", "call")
+    for combinations, (_, check) in zip(distinct, _CHECKS, strict=True):
+        for settings in combinations:
+            if settings["call"] is None:  # a trial of the user's own has its own rules
+                yield from check(settings)
 
 
 def _length_findings(run: Mapping[str, Any]) -> Iterator[Finding]:
@@ -215,6 +208,40 @@ def _kind_findings(kind: Mapping[str, Any]) -> Iterator[Finding]:
     if kind["augment"] != "none" and len(example[0]) != 3:
         text = f"augment {kind['augment']} needs images (channels, height, width); an example of {kind['dataset']}"
         yield Finding("augment", kind["augment"], f"{text} has shape {example[0]}")
+
+
+def _batch_findings(kind: Mapping[str, Any]) -> Iterator[Finding]:
+    """Batch norm over one number, which has no variance."""
+    arch, batch_size = kind["arch"], kind["batch_size"]
+    example, together = example_shape(kind["dataset"]), batch_statistics(arch)
+    changes = resolve("schedule", kind["schedule"]).parameters.get("of") == "batch_size"
+    if together == 1 or example is None or changes or kind["sampler"] == "full":
+        return
+    if batch_size == 1 or (together is not None and batch_size % together == 1):
+        try:
+            net = size_of(arch, *example)
+        except ValueError:
+            return  # found already
+        if net is not None and net.normalizes_numbers:
+            text = f"batch size {batch_size}: arch {arch} normalizes each unit over the examples of a minibatch"
+            text += f", in ghost batches of {together}, of which the last would have one" if batch_size > 1 else ""
+            yield Finding("batch_size", batch_size, f"{text}; at least 2 are needed")
+
+
+def _order_findings(point: Mapping[str, Any]) -> Iterator[Finding]:
+    """Orders of examples that are all seen at once."""
+    if point["reorders"] and point["sampler"] == "full":
+        text = f"order_seed {point['order_seed']}: with sampler full every step takes the whole training set"
+        yield Finding("order_seed", point["order_seed"], f"{text}, so the order changes nothing; leave it out")
+
+
+_CHECKS: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Iterator[Finding]]], ...] = (
+    (("dataset", "train_size", "batch_size", "epochs", "max_steps", "call"), _length_findings),
+    (("arch", "dataset", "augment", "optimizer", "momentum", "call"), _kind_findings),
+    (("arch", "dataset", "batch_size", "schedule", "sampler", "call"), _batch_findings),
+    (("order_seed", "sampler", "order_seed <> seed AS reorders", "call"), _order_findings),
+)
+"""What settings are checked together, and how."""
 
 
 def _condition_error(where: str) -> str | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
-from trainables.blueprints import Conv, unfolded
+from trainables.blueprints import Conv, Norm, unfolded
 from trainables.nets import NETS
 from trainables.registry import BUILT_IN, resolve
 
@@ -19,14 +20,17 @@ class Size:
         multiply_adds: of convolutions and dense layers in a forward pass.
         activations: numbers that all layers put out in a forward pass.
         convolves: whether there are convolutions.
+        normalizes_numbers: whether there is a normalization of single numbers per channel, as of dense layers.
     """
 
     parameters: int
     multiply_adds: int
     activations: int
     convolves: bool
+    normalizes_numbers: bool
 
 
+@lru_cache(maxsize=256)
 def size(arch: str, input_shape: tuple[int, ...], classes: int) -> Size | None:
     """Size of a built-in net for inputs of a shape; None for a plug-in.
 
@@ -44,4 +48,5 @@ def size(arch: str, input_shape: tuple[int, ...], classes: int) -> Size | None:
         sum(layer.multiply_adds(shape) for layer, shape in pairs),
         sum(prod(layer.output(shape)) for layer, shape in pairs),
         any(isinstance(layer, Conv) for layer, _ in pairs),
+        any(isinstance(layer, Norm) and prod(shape[1:]) == 1 for layer, shape in pairs),
     )

@@ -251,6 +251,10 @@ class _Settings:
                 self._report(("grid", field), f"grid.{field}: also given {section}; keep one of the two", on_key=True)
         if "dataset" not in data and "dataset" not in grid:
             self._report((), "dataset is required: a built-in name or package.module:callable")
+        for alias, field in _ALIASES.items():
+            if {alias, field} <= {*fixed, *grid}:
+                place = ("grid" if alias in grid else "train", alias)
+                self._report(place, f"{'.'.join(place)}: {field} is the same and given, too; keep {alias}", on_key=True)
         if {*_LENGTHS} <= {_ALIASES.get(key, key) for key in (*fixed, *grid)}:
             self._report((), "epochs and steps are both given: one of them says how long a trial is")
         rates = [name for name in RATES if name in fixed or name in grid]

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator import cost
 from orchestrator.cost import ALONG_E1, PARTS, Costs
+from trainables.schedules import timeline
 from trainables.settings import At, CriticalSamples, Density, GradientNoise, Hessian, Measure
 from trainables.sgd_steps import MULTIPLES
 
@@ -19,7 +21,7 @@ LINEAR = 64 * 10  # multiply-adds of the linear net on them
 NOTHING = Measure(at=[], hessian=False, gradient_noise=False)
 SHARED = {"train_size": None, "max_steps": None, "schedule": "constant", "sampler": "stream", "precision": "float32"}
 PACK: dict[str, Any] = {"trials": 2, "arch": "mlp", "dataset": "digits", "batch_size": 8, "epochs": 3.0} | SHARED
-PACK |= {"engine": "fused"}
+PACK |= {"engine": "fused", "optimizer": "sgd", "until": None, "call": None}
 SEEN = 8 * round(3 * N / 8)  # examples in the steps of a trial
 
 
@@ -173,9 +175,37 @@ def test_more_of_anything_costs_more(less: Any, more: Any) -> None:
 
 
 def test_a_trial_of_the_users_own_measures_nothing() -> None:
-    costs = _costs(Measure(), engine="call")
-    assert costs.training == pytest.approx([2.0])
-    assert costs.measuring.sum() == 0
+    own = PACK | {"call": "mine:train", "engine": "call", "batch_size": N + 1}  # whose data are not known, nor how long
+    costs = Costs.of(pa.Table.from_pylist([own, PACK]), Measure())
+    assert costs.training == pytest.approx([2.0, _costs().training[0]])
+    assert costs.measuring.sum(axis=1) == pytest.approx([0, _costs(Measure()).measuring.sum()])
+
+
+@pytest.mark.parametrize(("every", "examples"), [(100, 50), (7, 50), (100, 5000)])
+def test_nudged_sgd_measures_eigenvectors_now_and_then(every: int, examples: int) -> None:
+    optimizer = f'{{"every":{every},"examples":{examples},"name":"nudged_sgd"}}'
+    more = _cost(arch="linear", optimizer=optimizer) - _cost(arch="linear")
+    passes = 6 * 25 * min(examples, N) * -(-(SEEN // 8) // every)  # before the first step, too
+    assert more == pytest.approx(2 * LINEAR * passes / 1e9)
+
+
+@pytest.mark.parametrize(("until", "looks"), [("", 3), (" every 0.5", 6), (" every 0.001", SEEN // 8), (" every 9", 1)])
+def test_a_look_at_whether_to_stop_is_a_forward_pass(until: str, looks: int) -> None:
+    more = _cost(arch="linear", until=f"train_loss <= 0.1{until}") - _cost(arch="linear")
+    assert more == pytest.approx(2 * LINEAR * looks * N / 1e9)
+
+
+def test_a_timeline_is_made_once_however_often_costs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(cost, "timeline", lambda *of: made.append(of[1]) or timeline(*of))
+    cost._run_of.cache_clear()
+    packs = pa.Table.from_pylist(
+        [PACK | {"batch_size": b, "engine": e} for b in range(1, 101) for e in ("vmap", "loop")]
+    )
+    for _ in range(2):
+        Costs.of(packs, NOTHING)
+    assert cost.largest_batch(PACK, NOTHING) == 8
+    assert sorted(made) == [*range(1, 101)]
 
 
 def test_no_packs_cost_nothing() -> None:

@@ -207,6 +207,49 @@ def test_only_points_that_are_left_must_fit_the_data() -> None:
     assert not list(findings(axes, "batch_size < 1000"))
 
 
+GHOSTS = {"name": "mlp", "norm": "batch", "ghost_batch": 8}
+
+
+@pytest.mark.parametrize(
+    ("arch", "batch_size", "said"),
+    [
+        ({"name": "mlp", "norm": "batch"}, 1, "examples of a minibatch; at least 2 are needed"),
+        (GHOSTS, 1, "examples of a minibatch; at least 2 are needed"),
+        (GHOSTS, 33, "in ghost batches of 8, of which the last would have one; at least 2 are needed"),
+        (GHOSTS, 34, None),
+        ({"name": "mlp", "norm": "batch"}, 33, None),
+        ({"name": "mlp", "norm": "layer"}, 1, None),
+        ("alexnet-small", 1, "minibatch; at least 2 are needed"),
+        ("resnet", 1, None),  # a channel has 8x8 numbers, at last 2x2
+    ],
+)
+def test_batch_norm_needs_more_than_one_number(arch: Any, batch_size: int, said: str | None) -> None:
+    axes = DEFAULTS | {"dataset": ["digits"], "lr": [0.1], "arch": [check_value("arch", arch)]}
+    found = list(findings(axes | {"batch_size": [16, batch_size]}, None))
+    assert [(f.field, f.value) for f in found] == ([("batch_size", batch_size)] if said else [])
+    assert all(f.text.startswith(f"batch size {batch_size}: arch ") and f.text.endswith(str(said)) for f in found)
+    assert not list(findings(axes | {"batch_size": [batch_size], "call": ["mine:train"]}, None))
+
+
+def test_batch_norm_is_not_judged_where_minibatches_have_other_sizes() -> None:
+    axes = DEFAULTS | {"dataset": ["digits"], "lr": [0.1], "batch_size": [33], "arch": [check_value("arch", GHOSTS)]}
+    assert not list(findings(axes | {"sampler": ["full"]}, None))
+    schedules = [check_value("schedule", {"cosine": {}, "of": of}) for of in ("lr", "batch_size")]
+    assert [len(list(findings(axes | {"schedule": [schedule]}, None))) for schedule in schedules] == [1, 0]
+
+
+def test_an_order_that_changes_nothing_is_refused() -> None:
+    axes = DEFAULTS | {"dataset": ["digits"], "lr": [0.1], "batch_size": [8], "seed": [0, 1], "sampler": ["full"]}
+    (finding,) = findings(axes | {"order_seed": [None, 5]}, None)
+    assert (finding.field, finding.value) == ("order_seed", 5)
+    assert finding.text == (
+        "order_seed 5: with sampler full every step takes the whole training set, so the order changes nothing; "
+        "leave it out"
+    )
+    assert not list(findings(axes | {"order_seed": [0, 1]}, "order_seed = seed"))
+    assert not list(findings(axes | {"order_seed": [5], "sampler": ["stream"]}, None))
+
+
 def test_the_order_is_that_of_the_fields_and_the_values() -> None:
     axes = {"dataset": ["digits"], "lr": [0.2, 0.1], "batch_size": [8], "seed": [2, 1], "momentum": [0.9, 0]}
     grid = points(DEFAULTS | axes)

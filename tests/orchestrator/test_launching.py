@@ -180,6 +180,12 @@ def test_a_failed_trial_is_tried_again_then_recorded_while_the_rest_goes_on(call
     assert {r["status"] for r in rows(callables)} == {"finished"}
 
 
+def test_trials_of_the_users_own_need_no_data_files(callables: Path) -> None:
+    text = FAILING.replace("digits", "cifar10").replace("{range: 6}", "[0]")
+    done = go(write(callables, text), callables, data_root=callables / "nowhere")
+    assert (done.done, done.failed) == (1, 0)
+
+
 def test_retries_are_the_sweep_files(callables: Path) -> None:
     go(write(callables, FAILING + "    retries: 0\n"), callables)
     assert (callables / "calls.txt").read_text().split().count("2") == 1

@@ -195,6 +195,12 @@ def test_engines(tmp_path: Path, arch: str, loss: str, call: str | None, wanted:
     assert _computed(sweep, arch=arch, loss=loss, call=call).engine == engine
 
 
+def test_trials_of_the_users_own_need_not_fit_the_data(world: _World) -> None:
+    sweep = _sweep(world.folder, "lr: [0.1], batch_size: [2048]", "train: {call: 'operator:neg'}")
+    (pack,) = reconcile(sweep, world.store).packs.to_pylist()
+    assert (pack["engine"], pack["batch_size"]) == ("call", 2048)
+
+
 def _computed(sweep: SweepFile, *, cost: float = 1.0, alone: bool = False, **settings: Any) -> Computation:
     kind = Trial(dataset="digits", lr=0.1, batch_size=8).model_dump() | settings | {"cost": cost, "alone": alone}
     return computation(kind, sweep, settle=False)
@@ -214,10 +220,10 @@ def test_convolutions_are_stacked_where_it_pays(tmp_path: Path) -> None:
 
 
 def test_packs_and_pieces_fit_memory(tmp_path: Path) -> None:
-    """3 x 4 bytes for every number that a layer puts out, 4 x 4 for every parameter."""
+    """3 x 4 bytes for every number that a layer puts out, 4 x 4 for every parameter, 4 for every input."""
     net = size(RESNET, (64,), 10)
     per_example, parameters = 12 * net.activations, 16 * net.parameters
-    gib = (10 * 8 * per_example + 10 * parameters) / 2**30
+    gib = (10 * 8 * (per_example + 4 * 64) + 10 * parameters) / 2**30
     sweep = _sweep(tmp_path, more=f"pack: {{memory: {gib * 1.001:.9f}, engine: vmap}}")
     assert _computed(sweep, arch=RESNET) == Computation("vmap", None, 10)
     large = _computed(sweep, arch='{"depth":8,"ghost_batch":16,"name":"resnet"}', sampler="full")

@@ -43,12 +43,14 @@ NETS = st.one_of(
 
 def measured(net: nn.Module, shape: tuple[int, ...]) -> Size:
     """By hooks on a pass; outputs of shortcuts are part of their block's."""
-    multiply_adds, activations = [], []
+    multiply_adds, activations, single = [], [], []
 
     def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d):
             multiply_adds.append(output[0].numel() * module.weight[0].numel())
         activations.append(output[0].numel())
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
+            single.append(output[0, 0].numel() == 1)
 
     for module in net.modules():
         if isinstance(module, Residual) or not (
@@ -57,7 +59,8 @@ def measured(net: nn.Module, shape: tuple[int, ...]) -> Size:
             module.register_forward_hook(note)
     net.eval()(torch.empty(2, *shape))
     convolves = any(isinstance(m, nn.Conv2d) for m in net.modules())
-    return Size(sum(p.numel() for p in net.parameters()), sum(multiply_adds), sum(activations), convolves)
+    parameters = sum(p.numel() for p in net.parameters())
+    return Size(parameters, sum(multiply_adds), sum(activations), convolves, any(single))
 
 
 @settings(deadline=None, max_examples=150)
@@ -71,7 +74,7 @@ def test_sizes_are_those_of_the_modules(arch: dict[str, Any], shape: tuple[int, 
 
 def test_a_dense_net_in_closed_form() -> None:
     found = size('{"depth":3,"name":"mlp","width":7}', (5,), 4)
-    assert found == Size(5 * 7 + 7 + 2 * (49 + 7) + 28 + 4, 35 + 2 * 49 + 28, 5 + 3 * 2 * 7 + 4, False)
+    assert found == Size(5 * 7 + 7 + 2 * (49 + 7) + 28 + 4, 35 + 2 * 49 + 28, 5 + 3 * 2 * 7 + 4, False, False)
 
 
 def test_a_plug_in_has_no_size_before_it_is_built() -> None:

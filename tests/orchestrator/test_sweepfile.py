@@ -294,6 +294,11 @@ WRONG_FILES = {
     ),
     RIGHT.replace("batch_size: [8]", "ratio: [1.0e+9]"): "4:8: lr 0.1 / ratio 1000000000.0 gives batch size 1e-10",
     RIGHT.replace("batch_size: [8]", "ratio: [1.0e-5]"): "4:8: batch size 10000 exceeds the training set of digits",
+    RIGHT.replace("grid:", "train: {steps: 5, max_steps: 5}\ngrid:"): (
+        "3:9: train.steps: max_steps is the same and given, too; keep steps"
+    ),
+    f"{RIGHT}  steps: [5]\ntrain: {{max_steps: 5}}\n": "6:3: grid.steps: max_steps is the same and given, too; keep",
+    f"{RIGHT}  max_steps: [5]\ntrain: {{steps: 5}}\n": "7:9: train.steps: max_steps is the same and given, too; keep",
     RIGHT.replace("grid:", "pack: {engine: fused}\ntrain: {loss: 'operator:sub'}\ngrid:"): (
         "3:16: pack.engine: 'fused' is for arch linear or mlp with loss cross_entropy or mse, not mlp with operator:sub"
     ),

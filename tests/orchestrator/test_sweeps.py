@@ -17,8 +17,9 @@ import pytest
 from orchestrator.sweepfile import Packing, load
 from trainables.parameters import Net, Parameters
 from trainables.registry import BUILT_IN, FUSED_ACTIVATIONS, Kind
-from trainables.schedules import Schedule
+from trainables.schedules import MAX_STEPS, Schedule
 from trainables.schema import DERIVED, MEASURED, TABLES
+from trainables.stacking import STACKED_CONVOLUTION
 from trainables.trial import Trial
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +181,12 @@ def test_the_page_says_what_the_fused_engine_leaves_out() -> None:
     left_out = {*get_args(Net.model_fields["activation"].annotation)} - FUSED_ACTIVATIONS
     said = _table(_section("Packs and engines"), "engine", "`auto` takes it for")["fused"]
     assert said.partition("activation ")[2].partition(";")[0] == " and ".join(sorted(left_out))
+
+
+def test_the_page_says_where_stacked_convolutions_pay_and_how_long_a_schedule_may_be() -> None:
+    said = _table(_section("Packs and engines"), "engine", "`auto` takes it for")["vmap"]
+    assert said.endswith(f" at most {STACKED_CONVOLUTION / 1e6:g} million multiply-adds")
+    assert f"more than {MAX_STEPS / 1e6:g} million steps" in _section("Schedules")
 
 
 def test_links_within_the_page_lead_somewhere() -> None:
