@@ -58,6 +58,9 @@ SCHEDULES: list[Any] = [
     ),
 ]
 
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}  # means of numbers around 1, such as cosines, may themselves be near 0
+ADAM = {"rtol": 1e-7, "atol": 1e-7}  # whose step makes rounding of a vanishing gradient, 1e-16, 1 / eps times as large
+
 text = partial(json.dumps, sort_keys=True, separators=(",", ":"))
 
 
@@ -100,6 +103,7 @@ def conditions(draw: st.DrawFn, nets: tuple[str, ...] = ("linear", "mlp", "resne
 
 def compare(pack: list[Trial], alone: list[int]) -> None:
     fusable = can_fuse(pack[0].arch, pack[0].loss)
+    tolerance = ADAM if '"adam"' in pack[0].optimizer else TIGHT
     for engine in ("fused", "vmap") if fusable else ("vmap",):
         packed = endpoint(pack, engine)
         for i in alone:
@@ -107,7 +111,7 @@ def compare(pack: list[Trial], alone: list[int]) -> None:
                 member = endpoint([pack[i]], other)
                 assert member.keys() == packed.keys()
                 for name, value in packed.items():
-                    np.testing.assert_allclose(member[name][0], value[i], rtol=1e-9, atol=1e-12, err_msg=name)
+                    np.testing.assert_allclose(member[name][0], value[i], err_msg=name, **tolerance)
 
 
 quick = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
