@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainables.packs import Outcome, Pack, run
+from trainables.packs import Pack, run_through
 from trainables.store import Store, StoreError
 
 
@@ -42,7 +42,7 @@ def run_trial(sweep: str, trial_id: str, store: str | Path = "results") -> list[
     pack = Pack.of(found)
     name = pack.keys[0]["trial_id"]
     try:
-        outcome = _run_through(replace(pack, engine=_engine(pack)))
+        outcome = run_through(replace(pack, engine=_engine(pack)))
     except Exception as error:
         raise TrialFailedError(f"trial {name} fails:\n{traceback.format_exc()}") from error
     if outcome.failures:
@@ -63,15 +63,6 @@ def the_only(rows: pa.Table, trial_id: str, sweep: str, table: str) -> pa.Table:
         known = f"{rows.num_rows} trials begin so" if rows.num_rows else "there is none"
         raise StoreError(f"trial {trial_id!r} of {sweep!r}: {known}; SELECT trial_id FROM {table} shows all")
     return rows
-
-
-def _run_through(pack: Pack) -> Outcome:
-    training = run(pack, threads=1)
-    while True:
-        try:
-            next(training)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
 
 
 def _engine(pack: Pack) -> str:

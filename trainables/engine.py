@@ -123,7 +123,7 @@ class Engine(ABC):
     @property
     def active(self) -> Tensor:
         """Which trials still train; shape (trials,)."""
-        return (self.diverged_at < 0) & ~self.stopped
+        return self.alive & ~self.stopped
 
     def mark_diverged(self, losses: Tensor, step: int) -> Tensor:
         """Notes trials whose loss is not finite, and returns which still train; never waits for the device."""
@@ -231,13 +231,15 @@ class InjectedNoise:
 
 def _whole_groups(module: nn.Module, physical: int | None) -> int | None:
     """Examples in a piece of a minibatch: cut so that every example sees the company it would see uncut."""
+    if physical is None:
+        return None
     coupled = coupled_examples(module)
-    if physical is not None and coupled is None:
+    if coupled is None:
         raise ValueError(
             f"physical_batch_size {physical}: the net normalizes over the whole minibatch, which cannot be cut without "
             "changing it; leave it out, or use ghost batches or another norm"
         )
-    return None if physical is None or coupled is None else max(coupled, physical // coupled * coupled)
+    return max(coupled, physical // coupled * coupled)
 
 
 def stacked(modules: Sequence[nn.Module]) -> tuple[Tensors, Tensors]:

@@ -18,13 +18,12 @@ from trainables import stacking
 from trainables.datasets import dataset_of
 from trainables.engine import Engine, Hyperparameters, Loss, Minibatch
 from trainables.fused import FusedEngine
+from trainables.layers import convolves
 from trainables.loop import LoopEngine
 from trainables.registry import can_fuse, load, resolve
 from trainables.streams import init_seed
 from trainables.trial import Trial
 from trainables.vmapped import VmapEngine
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 ENGINES: dict[str, type[Engine]] = {"loop": LoopEngine, "vmap": VmapEngine, "fused": FusedEngine}
 
@@ -80,7 +79,7 @@ def _stacking_pays(trial: Trial, *, on_gpu: bool) -> bool:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(dataset.train_inputs[:1].to(next(module.parameters())))
     work = counter.get_total_flops() / 2 * trial.batch_size
-    return stacking.pays(work, convolves=any(isinstance(m, CONVOLUTIONS) for m in module.modules()), on_gpu=on_gpu)
+    return stacking.pays(work, convolves=convolves(module), on_gpu=on_gpu)
 
 
 def _vmap_agrees(trial: Trial) -> bool:

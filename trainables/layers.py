@@ -138,6 +138,11 @@ class GhostBatchNorm(_BatchNorm):
         """Images and vectors alike."""
 
 
+def convolves(module: nn.Module) -> bool:
+    """Whether the module has convolutions."""
+    return any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in module.modules())
+
+
 def coupled_examples(module: nn.Module) -> int | None:
     """In groups of how many consecutive examples a minibatch may be cut without changing training-mode outputs.
 

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainables.engine import Engine, Tensors, take
 from trainables.fused import FusedEngine
+from trainables.layers import convolves
 
 GRAPH_BYTES = 2**30
 """What the graphs of one trial group may hold; together with the net it fixes how examples are chunked."""
@@ -307,7 +308,7 @@ def chunk_and_group(engine: Engine, inputs: Tensor, vectors: int) -> tuple[int, 
 
 def _is_faster_alone(module: nn.Module, device: torch.device) -> bool:
     """Stacked convolutions gain nothing on a CPU, and their memory goes to and fro; see benchmarks/products.py."""
-    return device.type == "cpu" and any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in module.modules())
+    return device.type == "cpu" and convolves(module)
 
 
 def in_chunks(inputs: Tensor, targets: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -157,6 +157,17 @@ def run(pack: Pack, threads: int, *, gpu: bool = False) -> Generator[float, None
     return (yield from train_pack(pack, threads, gpu=gpu))
 
 
+def run_through(pack: Pack) -> Outcome:
+    """Runs a pack in this process, on one thread, without storing anything."""
+    steps = run(pack, threads=1)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            return outcome
+
+
 def write(store: SweepStore, pack: Pack, attempt: str, outcome: Outcome, seconds: float, threads: int) -> None:
     """Commits finished and diverged trials, and records failed ones."""
     common = {"pack_id": pack.pack_id, "attempt": attempt, "seconds": seconds, "device": outcome.device}

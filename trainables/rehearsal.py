@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainables.engines import choose_engine
-from trainables.packs import Outcome, Pack, run
+from trainables.packs import Pack, run_through
 from trainables.probe import Probe
 from trainables.schema import Status
 from trainables.settings import Measure
@@ -62,22 +62,12 @@ def called(trials: Sequence[Trial]) -> list[dict[str, float]]:
         AssertionError: a trial has failed, or returned a number that is not finite.
     """
     n = len(trials)
-    outcome = _outcome(Pack("rehearsal", "call", Measure(), (0,) * n, ({},) * n, tuple(trials)))
+    outcome = run_through(Pack("rehearsal", "call", Measure(), (0,) * n, ({},) * n, tuple(trials)))
     assert not outcome.failures, f"failed:\n{next(iter(outcome.failures.values()))}"
     for row in outcome.trials.values():
         assert row["status"] == Status.FINISHED, f"{row['error']}; such a trial counts as diverged"
     curves = outcome.side["curves"]
     return [{r["statistic"]: r["value"] for r in curves if r["slot"] == slot} for slot in range(n)]
-
-
-def _outcome(pack: Pack) -> Outcome:
-    steps = run(pack, threads=1)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            outcome: Outcome = end.value
-            return outcome
 
 
 def flat(tensors: Mapping[str, Tensor]) -> Tensor:
