@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainables.files import md5_of
 from trainables.published import Published
-from trainables.store import replace
+from trainables.storage import LocalStorage
 
 ATTEMPTS = 3
 WAIT_SECONDS = 2.0
@@ -53,7 +53,7 @@ def fetch(published: Published, root: Path, progress: Progress | None = None) ->
         if (md5 := md5_of(data)) != download.md5:
             problem = f"{len(data):,} bytes with MD5 {md5}, published is {download.md5}"
             raise FetchError(f"{published.name}: {download.url} gave {problem}; nothing of it was kept")
-        replace(path, data)
+        LocalStorage(path.parent).replace(path.name, data)
         fetched.append(path)
     return fetched
 
