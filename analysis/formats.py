@@ -1,4 +1,7 @@
-"""Rows as text: a table to read, strict JSON, or CSV."""
+"""Rows as text: a table to read, strict JSON, or CSV; and any text so that it cannot drive a terminal.
+
+Imports nothing heavy before rows come: messages go through here, too, also those about a machine in trouble.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,10 @@ import math
 from collections.abc import Iterable, Mapping
 from datetime import date, time
 from decimal import Decimal
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import pyarrow as pa
-
-from trainables.trial import canonical_json
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Format = Literal["table", "json", "csv"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -26,8 +28,10 @@ def render(
 ) -> str:
     """Rows as text that ends with a newline.
 
-    - ``json``: a list of objects, strict: NaN and infinities become null, no rows are ``[]``.
-    - ``csv``: a header and full precision; NULL is empty, lists and objects are canonical JSON.
+    - ``json``: a list of objects, strict: NaN and infinities become null, no rows are ``[]``; in ASCII, safe anywhere.
+    - ``csv``: a header and full precision; NULL is empty, lists and objects are canonical JSON. Text is as stored,
+      also where it begins with ``=``, ``+``, ``-`` or ``@``, which a spreadsheet may take for a formula: numbers begin
+      so, too, and a mark put before them would be read back as data.
     - ``table``: numbers to 6 significant digits (whole ones in full) and never cut, NULL as ``-``, control characters
       escaped. Where the columns do not fit into ``width``, each row becomes a block of lines ``name value``.
 
@@ -41,10 +45,26 @@ def render(
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: allowed are {', '.join(FORMATS)}")
+    import pyarrow as pa
+
     names, values = _from_arrow(rows) if isinstance(rows, pa.Table) else _from_mappings(rows)
     if format == "json":
         return _json(names, values)
     return _csv(names, values) if format == "csv" else _table(names, values, width)
+
+
+def escaped(text: str, keep: str = "") -> str:
+    r"""Text in which characters that cannot be seen are written out: ``\n``, ``\x1b``, ``\u202e``, ...
+
+    So whatever a configuration, a file name or an error holds, it neither drives a terminal nor hides or reorders what
+    is shown. Written out is what :meth:`str.isprintable` denies: C0 and C1 controls, marks of direction, zero-width
+    characters, separators other than the space, lone surrogates.
+
+    Args:
+        text: any.
+        keep: characters that stay, such as the newlines of a message.
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def _from_arrow(rows: pa.Table) -> tuple[list[str], list[Row]]:
@@ -114,16 +134,20 @@ def _text(value: Any) -> str | None:
     """Truth values and nested ones as JSON; None for a number."""
     if isinstance(value, bool):
         return str(value).lower()
-    return canonical_json(_strict(value)) if isinstance(value, dict | list) else None
+    if not isinstance(value, dict | list):
+        return None
+    from trainables.trial import canonical_json
+
+    return canonical_json(_strict(value))
 
 
 def _table(names: list[str], rows: list[Row], width: int | None) -> str:
     from rich.cells import cell_len
 
     if not rows:
-        return f"no rows: {', '.join(map(_escaped, names))}\n" if names else "no rows\n"
+        return f"no rows: {', '.join(map(escaped, names))}\n" if names else "no rows\n"
     cells = [[_cell(value) for value in row] for row in rows]
-    heads = [_escaped(name) for name in names]
+    heads = [escaped(name) for name in names]
     widths = [max(map(cell_len, column)) for column in zip(heads, *cells, strict=True)]
     needed = sum(widths) + 2 * (len(widths) - 1)
     if width is not None and needed > width:
@@ -164,9 +188,4 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         whole = value.is_integer() and abs(value) < 1e15
         return f"{value:.0f}" if whole else f"{value:.6g}"
-    return _escaped(value) if isinstance(value, str) else _text(value) or str(value)
-
-
-def _escaped(text: str) -> str:
-    r"""Control characters as ``\n``, ``\x1b``, ...: no stored text may drive a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escaped(value) if isinstance(value, str) else _text(value) or str(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +13,19 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
+
+from analysis.formats import escaped
+
+MAX_BYTES = 500_000
+"""Of a sweep file: for so many the parser takes some seconds."""
+
+MAX_VALUES = 200_000
+"""In a sweep file; an alias counts as all that it stands for."""
+
+MAX_DEPTH = 64
+"""Of lists and mappings within each other."""
 
 Place = tuple[str | int, ...]
 """Keys and list positions that lead from the top of the file to a value."""
@@ -39,7 +53,7 @@ class SweepFileError(ValueError):
     def __init__(self, path: Path, problems: list[Problem]) -> None:
         self.path = path
         self.problems = sorted(set(problems))
-        super().__init__("\n".join(f"{path}:{p.line}:{p.column}: {p.text}" for p in self.problems))
+        super().__init__("\n".join(escaped(f"{path}:{p.line}:{p.column}: {p.text}") for p in self.problems))
 
 
 @dataclass
@@ -69,32 +83,57 @@ class Source:
         return Problem(*self.values.get(place, (1, 1)), text)
 
 
-def read(path: Path) -> Source:
-    """Reads YAML 1.2, or TOML where the name ends in ``.toml``.
+def read(path: Path, text: str | None = None) -> Source:
+    """Reads YAML 1.2, or TOML where the name ends in ``.toml``: plain values only, nothing is built or run.
 
     Raises:
-        SweepFileError: the file cannot be read, its syntax is wrong, or it is no mapping.
+        SweepFileError: the file cannot be read or is too large, its syntax is wrong, or it is no mapping.
     """
-    try:
-        source = Source(path, path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        hint = "; `isoratio init` writes a starter" if isinstance(error, FileNotFoundError) else ""
-        raise SweepFileError(path, [Problem(1, 1, f"cannot be read: {error.strerror}{hint}")]) from error
-    except UnicodeDecodeError as error:
-        raise SweepFileError(path, [Problem(1, 1, f"is not UTF-8 text: {error.reason}")]) from error
+    source = Source(path, _text(path) if text is None else text)
     try:
         (_read_toml if path.suffix == ".toml" else _read_yaml)(source)
     except RecursionError as error:
-        raise SweepFileError(path, [Problem(1, 1, "is nested too deeply, or contains itself")]) from error
+        raise _too_deep(source, (1, 1)) from error
     return source
+
+
+def _text(path: Path) -> str:
+    def refusal(text: str) -> SweepFileError:
+        return SweepFileError(path, [Problem(1, 1, text)])
+
+    try:
+        with open(path, "rb", opener=_opened) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it might never end
+                raise refusal("is a pipe or a device: a file is expected")
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise refusal(f"is larger than {MAX_BYTES:,} bytes: write long axes as range, linspace or logspace")
+        return re.sub("\r\n?", "\n", content.decode("utf-8-sig"))
+    except OSError as error:
+        hint = "; `isoratio init` writes a starter" if isinstance(error, FileNotFoundError) else ""
+        raise refusal(f"cannot be read: {error.strerror}{hint}") from error
+    except UnicodeDecodeError as error:
+        raise refusal(f"is not UTF-8 text: {error.reason}") from error
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for someone to write
+
+
+def _too_deep(source: Source, position: Position) -> SweepFileError:
+    text = f"is nested too deeply (at most {MAX_DEPTH} levels), or contains itself"
+    return SweepFileError(source.path, [Problem(*position, text)])
 
 
 def _read_yaml(source: Source) -> None:
     yaml = YAML(typ="safe", pure=True)
-    yaml.allow_duplicate_keys = True  # found below, all of them at once
     try:
-        data = yaml.load(source.text)
-        top = YAML(typ="safe", pure=True).compose(source.text)
+        top = yaml.compose(source.text)
+    except ReaderError as error:
+        before = source.text[: error.position].split("\n")
+        what = f"the character U+{error.character:04X} is not allowed"
+        problem = Problem(len(before), len(before[-1]) + 1, f"not valid YAML: {what}")
+        raise SweepFileError(source.path, [problem]) from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -102,51 +141,118 @@ def _read_yaml(source: Source) -> None:
         raise SweepFileError(source.path, [Problem(line, column, f"not valid YAML: {what}")]) from error
     except (YAMLError, ValueError) as error:
         raise SweepFileError(source.path, [Problem(1, 1, f"not valid YAML: {error}")]) from error
+    data = None if top is None else _YamlValues(source, yaml).value(top, ())
     if not isinstance(data, dict):
-        text = "a mapping with name, dataset and grid is needed" + ("; the file is empty" if data is None else "")
-        raise SweepFileError(source.path, [Problem(1, 1, text)])
-    source.data = _text_keys(data)
-    _mark_yaml(source, top, ())
+        text = "a mapping with name, dataset and grid is needed" + ("; the file is empty" if top is None else "")
+        raise SweepFileError(source.path, source.problems or [Problem(1, 1, text)])
+    source.data = data
 
 
-def _text_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _text_keys(v) for k, v in value.items()}
-    return [_text_keys(v) for v in value] if isinstance(value, list) else value
+class _YamlValues:
+    """Takes values out of a composed document, with their marks, aliases written out; keys are text as it stands."""
 
+    def __init__(self, source: Source, yaml: YAML) -> None:
+        self.source, self.yaml = source, yaml
+        self.count = 0
 
-def _mark_yaml(source: Source, node: Node, place: Place) -> None:
-    source.values[place] = _position(node)
-    if isinstance(node, SequenceNode):
-        for i, item in enumerate(node.value):
-            _mark_yaml(source, item, (*place, i))
-    elif isinstance(node, MappingNode):
-        seen: set[str] = set()
+    def value(self, node: Node, place: Place) -> Any:
+        """A number, text, list, mapping, ...; None with a problem for what is none of these."""
+        self.source.values[place] = position = _position(node)
+        self.count += 1
+        if len(place) > MAX_DEPTH:
+            raise _too_deep(self.source, position)
+        if self.count > MAX_VALUES:
+            text = (
+                f"holds more than {MAX_VALUES:,} values, counting what its aliases (*) stand for: give each value once"
+            )
+            raise SweepFileError(self.source.path, [Problem(*position, text)])
+        if self._has_tag(node):
+            return None
+        if isinstance(node, MappingNode):
+            return self._mapping(node, place)
+        if isinstance(node, SequenceNode):
+            return [self.value(item, (*place, i)) for i, item in enumerate(node.value)]
+        try:
+            return self.yaml.constructor.construct_object(node)
+        except (ValueError, YAMLError) as error:  # such as the 45th of a month
+            self._report(node, f"not valid YAML: {getattr(error, 'problem', error)}")
+            return None
+
+    def _has_tag(self, node: Node) -> bool:
+        """Whether it is marked as something else than it looks like, which is reported."""
+        plain = isinstance(node, ScalarNode) and node.style is None
+        if str(node.tag) == str(self.yaml.resolver.resolve(type(node), node.value, (plain, True))):
+            return False
+        tag = str(node.tag).replace("tag:yaml.org,2002:", "!!")
+        self._report(node, f"the tag {tag} is not allowed: give a plain value, text in quotes")
+        return True
+
+    def _mapping(self, node: MappingNode, place: Place) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for merged in reversed(list(_merged(node))):  # earlier ones win, and the mapping's own keys over all
+            value = self.value(merged, place)
+            found |= value if isinstance(value, dict) else {}
+        self.source.values[place] = _position(node)
+        own: set[str] = set()
         for key, value in node.value:
-            inner = (*place, str(key.value))
-            if key.value in seen:
-                text = f"duplicate key {key.value!r}, first given in line {source.keys[inner][0]}: keep one"
-                source.problems.append(Problem(*_position(key), text))
-                continue
-            seen.add(key.value)
-            source.keys[inner] = _position(key)
-            _mark_yaml(source, value, inner)
+            inner = (*place, key.value) if isinstance(key, ScalarNode) else place
+            if inner == place:
+                self._report(key, "a key must be plain text")
+            elif key.value in own:
+                line, _ = self.source.keys[inner]
+                self._report(key, f"duplicate key {key.value!r}, first given in line {line}: keep one")
+            elif not (self._has_tag(key) or _is_merge(key)):
+                own.add(key.value)
+                self.source.keys[inner] = _position(key)
+                found[key.value] = self.value(value, inner)
+        return found
+
+    def _report(self, node: Node, text: str) -> None:
+        self.source.problems.append(Problem(*_position(node), text))
+
+
+def _merged(node: MappingNode) -> Iterator[Node]:
+    """What ``<<: *one`` and ``<<: [*one, *two]`` take in."""
+    for key, value in node.value:
+        if _is_merge(key):
+            yield from value.value if isinstance(value, SequenceNode) else [value]
+
+
+def _is_merge(key: Node) -> bool:
+    return str(key.tag) == "tag:yaml.org,2002:merge"
 
 
 def _position(node: Node) -> Position:
     return node.start_mark.line + 1, node.start_mark.column + 1
 
 
+_DEEP_KEY = re.compile(rf"(?<![^\s.=,\[\]{{}}])(?:[^\s.=,\[\]{{}}]++[ \t]*+\.[ \t]*+){{{MAX_DEPTH}}}")
+"""A dotted key with so many parts that it would take tomllib minutes."""
+
+
 def _read_toml(source: Source) -> None:
+    if deep := _DEEP_KEY.search(source.text):
+        raise _too_deep(source, (source.text.count("\n", 0, deep.start()) + 1, 1))
     try:
         source.data = tomllib.loads(source.text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         at = re.search(r" \(at line (\d+), column (\d+)\)", str(error))
         line, column = (int(at[1]), int(at[2])) if at else (source.text.count("\n") + 1, 1)
         what = str(error).partition(" (at ")[0]
         raise SweepFileError(source.path, [Problem(line, column, f"not valid TOML: {what}")]) from error
+    if _depth(source.data) > MAX_DEPTH:
+        raise _too_deep(source, (1, 1))
     source.values[()] = (1, 1)
     _TomlMarks(source).scan()
+
+
+def _depth(data: Any) -> int:
+    """How many lists and mappings are within each other, looked at level by level."""
+    depth, level = 0, [data]
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+        depth += 1
+    return depth
 
 
 class _TomlMarks:

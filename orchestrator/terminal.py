@@ -8,6 +8,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from analysis.formats import escaped, render
+
 
 class Exit(IntEnum):
     """Exit codes."""
@@ -32,10 +34,19 @@ FormatOption = Annotated[Format, typer.Option("--format", help="How rows come ou
 
 
 def print_rows(rows: Any, format: Format) -> None:  # noqa: A002
-    """Rows to standard output, a table as wide as the terminal."""
-    from analysis.formats import render
+    """Rows to standard output, a table as wide as the terminal; CSV on a terminal is for eyes and shown as such."""
+    text = render(rows, format.value, width=width())
+    sys.stdout.write(shown(text) if sys.stdout.isatty() else text)
 
-    sys.stdout.write(render(rows, format.value, width=width()))
+
+def shown(text: str) -> str:
+    """Text for people, of one or more lines: what could drive their terminal or hide something is written out."""
+    return escaped(text, keep="\n\t")
+
+
+def show(text: str) -> None:
+    """Text for people to standard output."""
+    print(shown(text))
 
 
 def width() -> int:
@@ -47,7 +58,7 @@ def width() -> int:
 
 def say(text: str) -> None:
     """A message to standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)
 
 
 def fail(text: str, code: int, *, name: bool = True) -> NoReturn:

@@ -12,7 +12,7 @@ from trainables.statistics import COLUMNS as BUILT_IN
 from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.trial import FIELDS, Trial
 
-FORMAT = 1
+FORMAT = 2
 """Version of the stored layout, written into every Parquet file."""
 
 
@@ -163,17 +163,26 @@ PROVENANCE = pa.schema(
     [
         pa.field("provenance_id", pa.string()),
         pa.field("revision", pa.string()),  # of the code; "+dirty" when it had changes
+        pa.field("remote", pa.string()),  # where the checkout comes from, without credentials
         pa.field("source_sha256", pa.string()),
-        pa.field("python", pa.string()),
-        pa.field("torch", pa.string()),
-        pa.field("ray", pa.string()),
-        pa.field("pyarrow", pa.string()),
-        pa.field("numpy", pa.string()),
-        pa.field("device", pa.string()),
+        *(pa.field(name, pa.string()) for name in ("python", "isoratio", "torch", "ray", "pyarrow", "numpy", "duckdb")),
+        pa.field("cuda", pa.string()),  # torch's; NULL where it has none
+        pa.field("cudnn", pa.string()),
+        pa.field("os", pa.string()),  # kernel and C library
+        pa.field("machine", pa.string()),  # x86_64, aarch64, ...
+        pa.field("cpu", pa.string()),
+        pa.field("cpu_capability", pa.string()),  # the instructions that torch's kernels use
+        pa.field("cores", pa.int64()),  # that the process may use
+        pa.field("memory_bytes", pa.int64()),  # to a whole GiB
+        pa.field("device", pa.string()),  # name of the GPU, or cpu
+        pa.field("gpu_memory_bytes", pa.int64()),
+        pa.field("gpu_driver", pa.string()),
         pa.field("threads", pa.int64()),
         pa.field("deterministic", pa.bool_()),
+        pa.field("determinism", pa.string()),  # JSON: setting -> value
         pa.field("dataset_sha256", pa.string()),
         pa.field("plugins", pa.string()),  # JSON: target -> SHA-256 of its file
+        pa.field("environment", pa.string()),  # JSON: variable -> value, of a closed list
     ]
 )
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.formats import FORMATS, render
+from analysis.formats import FORMATS, escaped, render
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=20)
 NAMES = st.text(min_size=1, max_size=12)
@@ -37,7 +37,9 @@ def test_json_is_strict_and_keeps_every_value(rows):
     expected = [
         {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows
     ]
-    assert strict(render(rows, "json")) == expected
+    text = render(rows, "json")
+    assert strict(text) == expected
+    assert all(" " <= c <= "~" or c == "\n" for c in text)  # no encoding and no terminal can make anything else of it
 
 
 @given(rows=ROWS)
@@ -102,6 +104,41 @@ def test_text_that_looks_like_markup_or_escapes_is_shown_as_it_is():
     text = render(rows)
     assert "[bold]name[/]" in text
     assert r"[red]x[/red] \x1b[31m :smile: \n\t\u202e\x9b" in text
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum(a)", "\t=1", "\x1b[31m", "\u202e", "'=1"])
+def test_csv_alters_no_text(text):
+    """What begins a formula in a spreadsheet begins numbers and names, too."""
+    (row,) = csv.DictReader(io.StringIO(render([{"a": text, "b": -1}], "csv"), newline=""))
+    assert row == {"a": text, "b": "-1"}
+
+
+UNSEEN = [
+    *map(chr, range(32)),
+    "\x7f",
+    *map(chr, range(0x80, 0xA0)),
+    *"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068",
+]
+UNSEEN += [*"\u2069\u200b\u200d\u200e\u200f\u2028\u2029\u2060\ufeff\xad\ufff9\U000e0041", "\ud800", "\xa0"]
+
+
+@pytest.mark.parametrize("character", UNSEEN, ids=ascii)
+def test_what_cannot_be_seen_is_written_out(character):
+    shown = escaped(f"a{character}b")
+    assert shown.isascii()
+    assert shown.isprintable()
+    assert shown.startswith("a\\")
+    assert shown.encode().decode("unicode_escape") == f"a{character}b"
+    assert escaped(f"a{character}b", keep=character) == f"a{character}b"
+
+
+@given(text=st.text(st.characters(), max_size=30))
+def test_escaping_leaves_what_is_seen(text):
+    shown = escaped(text)
+    assert shown.isprintable()
+    assert escaped(shown) == shown
+    assert text == shown or not text.isprintable()
+    assert escaped("µ∝× 学習率 é 🙂 [red]") == "µ∝× 学習率 é 🙂 [red]"
 
 
 def test_wide_characters_stay_aligned():
