@@ -6,9 +6,11 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 
+from trainables.checkpoint import NO_CHECKPOINTS, Checkpoints
 from trainables.datasets import load_dataset
 from trainables.endpoints import Endpoint
 from trainables.engine import Tensors
@@ -16,42 +18,61 @@ from trainables.findings import Measurements
 from trainables.packs import Outcome, Pack, Row, number
 from trainables.schema import TABLES, Status
 from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
-from trainables.training import Run, Training, reproducible
+from trainables.training import Run, Training, reproducible, timeline_of
 from trainables.trial import Trial
 
 
-def train_pack(pack: Pack, threads: int, *, gpu: bool) -> Generator[float, None, Outcome]:
+def train_pack(
+    pack: Pack, threads: int, *, gpu: bool, keeper: Checkpoints = NO_CHECKPOINTS
+) -> Generator[float, None, Outcome]:
     """Trains a pack, as many trials at once as it says; yields the fraction done, returns its rows.
 
+    Args:
+        pack: which one.
+        threads: CPU threads.
+        gpu: whether to use a GPU, if there is one.
+        keeper: from whose last checkpoint it goes on, bit for bit.
+
     Raises:
+        Interrupted: the keeper said so.
         MemoryError: it does not fit.
     """
     device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
     with reproducible(threads):  # from the first operation on: threads keep what they are started with
         sha256 = _dataset_sha256(pack.trials[0].dataset)
-    outcome = Outcome(device=_device_name(device), dataset_sha256=sha256)
-    for first in range(0, len(pack.trials), pack.together):
-        trials = pack.trials[first : first + pack.together]
-        begin, share = first / len(pack.trials), len(trials) / len(pack.trials)
+        outcome = Outcome(device=_device_name(device), dataset_sha256=sha256)
+        progress: Progress = keeper.restore(pack, threads, outcome.device, sha256) or {"runs": []}
+    for first in range(len(progress["runs"]) * pack.together, len(pack.trials), pack.together):
         with reproducible(threads), _out_of_memory():
-            run = yield from _share(_trained(pack, trials, device), begin, share)
-        _add_rows(outcome, run, trials, first)
+            run = yield from _trained(pack, first, device, progress, keeper)
+            progress["runs"].append(run.saved())
+            keeper.report((len(progress["runs"]), 0), lambda: progress)
+    for group, saved in enumerate(progress["runs"]):
+        first = group * pack.together
+        trials = pack.trials[first : first + pack.together]
+        _add_rows(outcome, Run(timeline_of(trials[0]), **saved), trials, first)
     return outcome
 
 
-def _trained(pack: Pack, trials: Sequence[Trial], device: torch.device) -> Generator[float, None, Run]:
+Progress = dict[str, Any]
+"""Where a pack stands: ``runs``, what :meth:`Run.saved` gave of each group of trials that came to its end; within a
+group also ``training``, what :meth:`Training.saved` gave of it.
+"""
+
+
+def _trained(
+    pack: Pack, first: int, device: torch.device, progress: Progress, keeper: Checkpoints
+) -> Generator[float, None, Run]:
+    """Trains the group of trials that begins with slot ``first``; yields the fraction of the pack done."""
+    trials = pack.trials[first : first + pack.together]
     training = Training(trials, pack.engine, pack.measure, device, pack.physical_batch_size)
-    return (yield from training.go())
-
-
-def _share(training: Generator[float, None, Run], begin: float, share: float) -> Generator[float, None, Run]:
-    """Training that is a share of the pack's, from ``begin`` on."""
-    while True:
-        try:
-            yield begin + share * next(training)
-        except StopIteration as end:
-            run: Run = end.value
-            return run
+    if "training" in progress:
+        training.restore(progress.pop("training"))
+    for fraction in training.go():
+        place = len(progress["runs"]), training.done
+        keeper.report(place, lambda: progress | {"training": training.saved()})
+        yield (first + fraction * len(trials)) / len(pack.trials)
+    return training.run
 
 
 def _add_rows(outcome: Outcome, run: Run, trials: Sequence[Trial], first: int) -> None:
@@ -106,7 +127,7 @@ def _best_test(moments: Moments) -> Row:
 
 
 def _endpoint(trial: Trial, parameters: Tensors, buffers: Tensors) -> Endpoint:
-    tensors = {name: tensor.cpu().numpy() for name, tensor in {**parameters, **buffers}.items()}
+    tensors = {name: tensor.numpy() for name, tensor in {**parameters, **buffers}.items()}
     return Endpoint(trial, tensors, tuple(sorted(buffers)))
 
 

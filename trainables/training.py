@@ -7,7 +7,9 @@ import ctypes
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from math import inf
+from time import monotonic
 from typing import Any
 
 import torch
@@ -29,8 +31,10 @@ from trainables.trial import Trial
 
 SPAN = 256
 """Steps between two reports of how far training is; more where they are less than a quarter of an epoch, whose order
-has to be drawn for each, and fewer where they are more than an epoch.
+has to be drawn for each, and fewer where they are more than an epoch, or would take longer than PATIENCE.
 """
+
+PATIENCE = 5.0  # seconds after which training reports even so
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Run:
         diverged_at: step at which a loss was not finite, else -1.
         reached_at: step at which ``until`` held, else -1.
         timeline: the steps of trials that came to the end.
-        endpoints: slot -> parameters and buffers at its end, by name; empty where endpoints are not kept.
+        endpoints: slot -> parameters and buffers at its end, by name, on the CPU; empty where endpoints are not kept.
     """
 
     timeline: Timeline
@@ -67,6 +71,10 @@ class Run:
     diverged_at: list[int] = field(default_factory=list)
     reached_at: list[int] = field(default_factory=list)
     endpoints: dict[int, tuple[Tensors, Tensors]] = field(default_factory=dict)
+
+    def saved(self) -> dict[str, Any]:
+        """All but the timeline, which follows from the trials; nothing in it changes any more."""
+        return {f.name: copy.copy(getattr(self, f.name)) for f in fields(self) if f.name != "timeline"}
 
     def steps(self, slot: int) -> int:
         """Steps that a trial took."""
@@ -128,7 +136,7 @@ class Training:
         first = trials[0]
         dataset, dtype = dataset_of(first), getattr(torch, first.precision)
         _check(first, dataset)
-        time = timeline(first.schedule, first.batch_size, dataset.train_size, first.epochs, first.max_steps)
+        time = timeline_of(first)
         data = PackData.of(dataset, trials, (settings.hessian or Hessian()).examples, dtype, device)
         shape, like = (dataset.input_shape, dataset.num_classes), torch.zeros(1, dtype=dtype, device=device)
         state = start(trials, engine, *shape, like, physical)
@@ -137,19 +145,18 @@ class Training:
         self.until = parse(first.until) if first.until else None
         self.looks, self.moments = frozenset(_looks(self.until, time)), settings.moments(time)
         self.done, self.settled, self.memory = 0, -1, Memory()
+        self.pace = inf  # seconds per epoch
         self.run = Run(time, reached_at=[-1] * len(trials))
 
     def go(self) -> Generator[float, None, Run]:
-        """Trains to the end; yields the fraction done, often, and returns what was measured."""
+        """Trains to the end; yields the fraction done, often, and returns what was measured, ``run``."""
         time = self.stepper.timeline
         for step in sorted({*self.moments, *self.looks}):
             if step <= self.settled:
                 continue
             while self.done < step:
-                end = min(step, self._next_report())
-                self.stepper.advance(self.done, end)
-                self.done = end
-                yield end / time.steps
+                self._advance(min(step, self._next_report()))
+                yield self.done / time.steps
             if step in self.looks:
                 self._stop(step)
             if step in self.moments:
@@ -163,24 +170,35 @@ class Training:
         return self.run
 
     def saved(self) -> dict[str, Any]:
-        """Where the pack stands, copied: enough to go on as if it had never been interrupted."""
-        state = {name: getattr(self, name) for name in ("done", "settled", "memory", "run")}
-        shared = {id(self.run.timeline): self.run.timeline}  # never changes, and may be long
-        return copy.deepcopy(state | {"nudge": self.stepper.nudge}, shared) | {"engine": self.stepper.engine.saved()}
+        """Where the pack stands: enough to go on as if never interrupted; nothing in it changes any more."""
+        nudge, engine = self.stepper.nudge, self.stepper.engine
+        return {
+            "done": self.done,
+            "settled": self.settled,
+            "memory": replace(self.memory),
+            "run": self.run.saved(),
+            "nudge": nudge and nudge.vectors,
+            "engine": engine.saved(),
+        }
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Goes on from what :meth:`saved` returned, bit for bit."""
+        self.done, self.settled, self.memory = saved["done"], saved["settled"], replace(saved["memory"])
+        self.run = Run(self.stepper.timeline, **{name: copy.copy(value) for name, value in saved["run"].items()})
+        if self.stepper.nudge is not None:
+            self.stepper.nudge.vectors = saved["nudge"]
         self.stepper.engine.restore(saved["engine"])
-        shared = {id(saved["run"].timeline): self.run.timeline}
-        saved = copy.deepcopy({name: value for name, value in saved.items() if name != "engine"}, shared)
-        for name in ("done", "settled", "memory", "run"):
-            setattr(self, name, saved[name])
-        self.stepper.nudge = saved["nudge"]
 
     def _next_report(self) -> int:
-        time = self.stepper.timeline
-        quarter, whole = (time.step_at(time.epoch(self.done) + part) for part in (0.25, 1))
-        return max(self.done + 1, quarter, min(self.done + SPAN, whole))
+        time, epoch = self.stepper.timeline, self.stepper.timeline.epoch(self.done)
+        quarter, whole, soon = (time.step_at(epoch + part) for part in (0.25, 1, PATIENCE / self.pace))
+        return max(self.done + 1, min(soon, max(quarter, min(self.done + SPAN, whole))))
+
+    def _advance(self, end: int) -> None:
+        began, epoch = monotonic(), self.stepper.timeline.epoch(self.done)
+        self.stepper.advance(self.done, end)
+        self.done = end
+        self.pace = max(1e-9, monotonic() - began) / (self.stepper.timeline.epoch(end) - epoch)
 
     def _active(self) -> list[int]:
         active: list[int] = self.stepper.engine.active.nonzero()[:, 0].tolist()
@@ -217,8 +235,14 @@ class Training:
         parameters, buffers = self.stepper.engine.state()
         buffers = {name: tensor for name, tensor in buffers.items() if name != MEMBER}
         for slot in slots:
-            kept = [{k: v[slot].clone() for k, v in tensors.items()} for tensors in (parameters, buffers)]
+            kept = [{k: v[slot].to("cpu", copy=True) for k, v in tensors.items()} for tensors in (parameters, buffers)]
             self.run.endpoints[slot] = kept[0], kept[1]
+
+
+def timeline_of(trial: Trial) -> Timeline:
+    """The steps of a trial."""
+    n = dataset_of(trial).train_size
+    return timeline(trial.schedule, trial.batch_size, n, trial.epochs, trial.max_steps)
 
 
 def _looks(until: Condition | None, time: Timeline) -> Iterator[int]:
