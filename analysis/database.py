@@ -7,27 +7,21 @@ so that a connection needs no file access of its own and :func:`analysis.sql.sql
 
 from __future__ import annotations
 
-import fcntl
-import json
-import re
 import secrets
-import socket
 import tempfile
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
-from pyarrow.fs import LocalFileSystem
 
+from trainables.lease import has_ended, heartbeat, is_silent, latest
 from trainables.schema import DERIVED, RESERVED, SIDE_TABLES, STATISTICS, TABLES
-from trainables.store import DamagedStoreError, Store, SweepStore
+from trainables.storage import StoreError
+from trainables.store import Listing, Store, SweepStore, damaged
 from trainables.trial import FIELDS
 
 _FIRST = [
@@ -65,7 +59,7 @@ COLUMNS = {
     ],
     "provenance": TABLES["provenance"].names,
 }
-"""Views and their columns, in order; `trials` has further ones: see :func:`_further_columns`."""
+"""Views and their columns, in order; `trials` has further ones: see :func:`further_columns`."""
 
 # A trial's rows: commits (no `round`) before failures, what the plan measures before what an older one did, then the
 # latest failure. One row stays, always the same.
@@ -110,30 +104,35 @@ _VIEWS = {
     "provenance": _PROVENANCE,
 }
 
-HEARTBEAT_SECONDS = 30.0
-"""A launch on another host counts as alive for so long after its last heartbeat."""
-
 
 @dataclass(frozen=True)
 class Launch:
-    """The last launch of a sweep: what its heartbeat ``log/launch.json`` says, and whether it still lives."""
+    """The last launch of a sweep: what its heartbeat says, and whether it may still live."""
 
     alive: bool
-    state: str | None = None  # running, stopped or complete, as last written
+    number: int = 0
+    state: str | None = None  # running, stopped, complete or interrupted, as last written
     running_packs: tuple[str, ...] = ()
     trials_per_second: float | None = None
     eta_seconds: float | None = None
 
     @classmethod
-    def of(cls, sweep: SweepStore) -> Launch:
-        """Reads the heartbeat; alive is who holds ``log/launch.lock``, or on another host beats still."""
-        beat = _heartbeat(sweep.heartbeat_path)
-        beats = beat.get("state") == "running" and time.time() - beat.get("updated", 0) < HEARTBEAT_SECONDS
-        elsewhere = beat.get("host") != socket.gethostname()
-        if not (_locked(sweep.lock_path) or (beats and elsewhere)):
-            return cls(alive=False, state=beat.get("state"))
+    def of(cls, sweep: SweepStore, *, watch: bool = False) -> Launch:
+        """Reads the heartbeat.
+
+        Args:
+            sweep: whose.
+            watch: wait for the next beat, some seconds, to be sure that a launch on another machine lives.
+        """
+        holder = latest(sweep.storage)
+        if holder is None:
+            return cls(alive=False)
+        beat = heartbeat(sweep.storage, holder.number)
+        dead = has_ended(beat) or holder.is_gone() or holder.command != "launch"
+        if dead or (watch and is_silent(sweep.storage, holder.number, beat, 2.5 * beat.get("every", 1.0))):
+            return cls(False, holder.number, beat.get("state"))
         packs = tuple(beat.get("running_packs", ()))
-        return cls(True, beat.get("state"), packs, beat.get("trials_per_second"), beat.get("eta_seconds"))
+        return cls(True, holder.number, "running", packs, beat.get("trials_per_second"), beat.get("eta_seconds"))
 
 
 def connect(store: str | Path | Store, sweep: str | None = None) -> duckdb.DuckDBPyConnection:
@@ -153,7 +152,8 @@ def connect(store: str | Path | Store, sweep: str | None = None) -> duckdb.DuckD
         StoreError: for a damaged file in `trials`, or a sweep that does not exist.
     """
     sweeps = select_sweeps(store, sweep)
-    return open_views(sweeps, {s.name: Launch.of(s) for s in sweeps}, _further_columns(sweeps))
+    listings = [each.listing() for each in sweeps]
+    return open_views(listings, {each.name: Launch.of(each) for each in sweeps}, further_columns(listings))
 
 
 def as_store(store: str | Path | Store) -> Store:
@@ -168,20 +168,21 @@ def select_sweeps(store: str | Path | Store, sweep: str | None = None) -> list[S
 
 
 def open_views(
-    sweeps: list[SweepStore], launches: dict[str, Launch], further_columns: list[str]
+    listings: Sequence[Listing], launches: Mapping[str, Launch], further: list[str]
 ) -> duckdb.DuckDBPyConnection:
-    """The views of :func:`connect` over these sweeps, whose last launches and further columns of `trials` are known."""
+    """The views of :func:`connect` over these files; last launches and further columns of `trials` are known."""
     spill = Path(tempfile.gettempdir()) / f"isoratio-{secrets.token_hex(8)}"  # DuckDB makes and removes it when needed
     extensions = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     connection = duckdb.connect(config={**extensions, "temp_directory": str(spill)})
     for table, schema in TABLES.items():
         if table == "trials":
-            schema = pa.schema([*schema, *(pa.field(name, pa.float64()) for name in further_columns)])
-        files = [str(path) for path in _files(sweeps, table)]
-        connection.register(f"stored_{table}", ds.dataset(files, schema=schema, format="parquet"))
+            schema = pa.schema([*schema, *(pa.field(name, pa.float64()) for name in further)])
+        parts = [listing.dataset(table, schema) for listing in listings if listing.tables[table]]
+        rows = ds.dataset(parts) if len(parts) > 1 else parts[0] if parts else schema.empty_table()
+        connection.register(f"stored_{table}", rows)
     connection.register("running_packs", _running_packs(launches))
     for view, query in _VIEWS.items():
-        names = COLUMNS[view] + (further_columns if view == "trials" else [])
+        names = COLUMNS[view] + (further if view == "trials" else [])
         columns = ", ".join(_column(view, name) for name in names)
         connection.execute(f"CREATE VIEW {view} AS {query.format(columns=columns, table=view)}")
     return connection
@@ -211,40 +212,32 @@ def naming_damage(sweeps: Iterable[SweepStore]) -> Iterator[None]:
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         if isinstance(error, duckdb.Error) and "reading the stream" not in str(error):
             raise
-        found = re.search(r"'(/[^']*\.parquet)'", str(error))
-        path = Path(found[1]) if found else _first_unreadable(sweeps)
-        if path is None:
+        where = _first_unreadable(sweeps)
+        if where is None:
             raise
-        reason = str(error).rpartition("failed: ")[2].strip().splitlines()[0]
-        raise DamagedStoreError(
-            f"{path}: cannot be read: {reason}. `isoratio verify` moves damaged files to quarantine; "
-            "then `isoratio resume` of its sweep runs again what is gone"
-        ) from error
+        raise damaged(where, str(error).rpartition("failed: ")[2]) from error
 
 
-def _first_unreadable(sweeps: Iterable[SweepStore]) -> Path | None:
-    sweeps = list(sweeps)
-    for path in (path for table in TABLES for path in _files(sweeps, table)):
-        try:
-            pq.read_table(path, use_threads=False)
-        except (pa.ArrowException, OSError):
-            return path
+def _first_unreadable(sweeps: Iterable[SweepStore]) -> str | None:
+    for sweep in sweeps:
+        for name in (name for names in sweep.listing().tables.values() for name in names):
+            try:
+                sweep.read_table(name)
+            except (StoreError, OSError):
+                return sweep.storage.where(name)
     return None
 
 
-def _files(sweeps: list[SweepStore], table: str) -> list[Path]:
-    return [path for sweep in sweeps for path in sweep.files(table)]
-
-
-def _further_columns(sweeps: list[SweepStore]) -> list[str]:
+def further_columns(listings: Sequence[Listing]) -> list[str]:
     """Metrics of plug-ins, and statistics that not every sweep measures: what only some footers in `trials` have."""
-    files = [str(path) for path in _files(sweeps, "trials")]
-    if not files:
-        return []
-    with naming_damage(sweeps):
-        factory = ds.FileSystemDatasetFactory(LocalFileSystem(), files, ds.ParquetFileFormat())
-        names = sorted(factory.inspect(promote_options="permissive", fragments=None).names)
-    distinct = {name.lower(): name for name in names}  # as SQL sees them
+    names: set[str] = set()
+    with naming_damage([listing.sweep for listing in listings]):
+        for listing in listings:
+            if files := listing.tables["trials"]:
+                filesystem = listing.sweep.storage.filesystem()
+                factory = ds.FileSystemDatasetFactory(filesystem, files, ds.ParquetFileFormat())
+                names |= set(factory.inspect(promote_options="permissive", fragments=None).names)
+    distinct = {name.lower(): name for name in sorted(names)}  # as SQL sees them
     return [name for lower, name in distinct.items() if lower not in RESERVED]
 
 
@@ -253,7 +246,7 @@ def _column(view: str, name: str) -> str:
     return quoted(name) if stored else f"{DERIVED[name]} AS {name}"
 
 
-def _running_packs(launches: dict[str, Launch]) -> pa.Table:
+def _running_packs(launches: Mapping[str, Launch]) -> pa.Table:
     rows = [(name, pack) for name, launch in launches.items() for pack in launch.running_packs]
     return pa.table(
         {
@@ -262,23 +255,3 @@ def _running_packs(launches: dict[str, Launch]) -> pa.Table:
             "running": pa.array(["running"] * len(rows), pa.string()),
         }
     )
-
-
-def _heartbeat(path: Path) -> dict[str, Any]:
-    try:
-        beat = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return beat if isinstance(beat, dict) else {}
-
-
-def _locked(path: Path) -> bool:
-    """Whether some process holds the lock exclusively."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False

@@ -23,7 +23,8 @@ from typing_extensions import TypedDict
 
 from analysis.database import COLUMNS, MEASURED, as_store, connect, fetch, naming_damage
 from trainables.schema import DERIVED, RESERVED, TRIALS, Status
-from trainables.store import Store, StoreError, SweepStore, new_attempt, table
+from trainables.storage import StoreError
+from trainables.store import Store, SweepStore, new_attempt, table
 from trainables.trial import FIELDS, Trial, canonical_json, content_id, round_lr
 
 Row = dict[str, Any]
@@ -172,14 +173,14 @@ def import_trials(store: str | Path | Store, file: str | Path, sweep: str) -> Im
         StoreError: for a sweep that was launched, or a bad name.
     """
     target, file = as_store(store).sweep(sweep), Path(file).expanduser()
-    if target.plan_path.exists():
+    if target.plan_name() is not None:
         raise StoreError(
             f"sweep {sweep!r} was launched: imported trials need a sweep of their own; choose another name"
         )
     given = _read(file)
     metrics = _metrics(list(given[0]), file)
     rows = _checked(given, metrics, file)
-    new = _unknown(rows, metrics, target, file)
+    new = _unknown(rows, metrics, as_store(store), target, file)
     added = len(new) if _commit(new, target) else 0
     diverged = sum(row["status"] == Status.DIVERGED for row in rows)
     measured = tuple(name for name in metrics if any(row[name] is not None for row in rows))
@@ -299,12 +300,13 @@ def _identify(rows: list[Row]) -> list[str]:
     return problems
 
 
-def _unknown(rows: list[Row], metrics: list[str], target: SweepStore, file: Path) -> list[Row]:
+def _unknown(rows: list[Row], metrics: list[str], store: Store, target: SweepStore, file: Path) -> list[Row]:
     """The rows whose trials the sweep lacks."""
-    if not (target.path / "trials").is_dir():
+    if not target.holds_anything():
         return rows
-    with connect(target.root, target.name) as connection:
-        stored = {row["trial_id"]: row for row in fetch(connection, "FROM trials", [target]).to_pylist()}
+    with connect(store, target.name) as connection:
+        found = fetch(connection, "FROM trials", [target])
+    stored = {row["trial_id"]: row for row in found.to_pylist()}
     compared = ("status", *metrics)
     problems = [
         f"row {number}, column {name!r}: {row[name]!r}, but this trial is in sweep {target.name!r} with {there!r}; "
@@ -322,6 +324,7 @@ def _unknown(rows: list[Row], metrics: list[str], target: SweepStore, file: Path
 def _commit(rows: list[Row], target: SweepStore) -> bool:
     if not rows:
         return False
+    target.mark_format()
     pack_id = "import-" + content_id(canonical_json(sorted(row["trial_id"] for row in rows)))[:16]
     attempt = new_attempt()
     common = {"sweep": target.name, "pack_id": pack_id, "attempt": attempt, "engine": "import"}

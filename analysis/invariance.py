@@ -66,7 +66,7 @@ def read_trials(store: str | Path, sweep: str, metrics: Sequence[str] | None = N
         ValueError: for an unknown sweep or metric.
     """
     files = Store(store)
-    _check_known("sweep", [sweep], files.sweeps(), f"{files.root} holds")
+    _check_known("sweep", [sweep], files.sweeps(), f"{files.url} holds")
     with closing(connect(files, sweep)) as connection:
         view = connection.sql("FROM trials")
         doubles = [name for name, kind in zip(view.columns, view.types, strict=True) if kind == "DOUBLE"]
@@ -109,12 +109,12 @@ def _margins(
     return chosen
 
 
-def _stated(sweep_file: Path | None) -> dict[str, float]:
+def _stated(sweep_file: tuple[str, str] | None) -> dict[str, float]:
     """The `margins` of a sweep file."""
     if sweep_file is None:
         return {}
-    text = sweep_file.read_text(encoding="utf-8")
-    content = tomllib.loads(text) if sweep_file.suffix == ".toml" else YAML(typ="safe").load(text)
+    suffix, text = sweep_file
+    content = tomllib.loads(text) if suffix == ".toml" else YAML(typ="safe").load(text)
     return dict((content or {}).get("margins") or {})
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from analysis.database import Launch, fetch, open_views, select_sweeps
 from trainables.schema import Status
-from trainables.store import Store, StoreError, SweepStore
+from trainables.storage import StoreError
+from trainables.store import Store, SweepStore
 
 _REPORTED = (Status.FINISHED, Status.DIVERGED, Status.FAILED, Status.RUNNING, Status.PENDING)
 
@@ -19,7 +20,7 @@ def status(store: str | Path | Store, sweep: str | None = None) -> list[dict[str
     Columns: sweep, state, planned, finished, diverged, failed, running, pending (numbers of trials, the last five sum
     to planned), trials_per_second, eta_seconds (None when no launch lives). The state is
 
-    - ``running``: a launch holds the sweep's lock (on another host: its heartbeat is younger than 30 s);
+    - ``running``: a launch holds the sweep, and its heart beats;
     - ``complete``: nothing is left to run;
     - ``stopped``: the last launch was asked to stop, and did;
     - ``interrupted``: it ended without saying so.
@@ -28,7 +29,7 @@ def status(store: str | Path | Store, sweep: str | None = None) -> list[dict[str
         StoreError: for a sweep that does not exist, or a damaged file.
     """
     sweeps = select_sweeps(store, sweep)
-    launches = {s.name: Launch.of(s) for s in sweeps}
+    launches = {s.name: Launch.of(s, watch=True) for s in sweeps}
     counts: dict[str, dict[str, int]] = {name: dict.fromkeys(Status, 0) for name in launches}
     for row in _counts(sweeps, launches):
         if row["sweep"] not in counts:
@@ -39,12 +40,13 @@ def status(store: str | Path | Store, sweep: str | None = None) -> list[dict[str
 
 def _counts(sweeps: list[SweepStore], launches: dict[str, Launch]) -> Iterator[dict[str, Any]]:
     """Trials by sweep and status. A sweep without a plan was imported: what it holds is all there is."""
-    planned = [s for s in sweeps if s.plan_path.exists()]
-    imported = [s for s in sweeps if s not in planned]
+    listings = [s.listing() for s in sweeps]
+    planned = [listing for listing in listings if listing.tables["plan"]]
+    imported = [listing for listing in listings if not listing.tables["plan"]]
     for view, chosen in (("plan", planned), ("trials", imported)):
-        with open_views(chosen, launches, further_columns=[]) as connection:
+        with open_views(chosen, launches, []) as connection:
             query = f"SELECT sweep, status, count(*) AS trials FROM {view} GROUP BY ALL"
-            yield from fetch(connection, query, chosen).to_pylist()
+            yield from fetch(connection, query, [listing.sweep for listing in chosen]).to_pylist()
 
 
 def _row(sweep: str, trials: dict[str, int], launch: Launch) -> dict[str, Any]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from analysis.checks import Findings, look
+from analysis.compaction import BatchWriter, without
 from analysis.database import select_sweeps
-from trainables.schema import SIDE_TABLES
-from trainables.store import ENDPOINTS, Store, SweepStore
+from trainables.manifest import COPY, is_whole, read_manifest
+from trainables.manifest import FOLDER as MANIFEST
+from trainables.storage import LocalStorage, Storage
+from trainables.store import Store, SweepStore
+
+QUARANTINE = "quarantine"
 
 
 @dataclass(frozen=True)
@@ -33,73 +36,87 @@ class Damage:
 
 
 def verify(store: str | Path | Store, sweep: str | None = None) -> list[Damage]:
-    """Checks every file against the size and SHA-256 that its commit recorded, and moves damaged packs to quarantine.
+    """Checks every file of a store, and moves what is bad to ``quarantine/`` of its sweep.
 
-    A pack goes as a whole: its rows of all tables, its endpoints and its sums. ``isoratio resume`` then runs its trials
-    again.
+    A pack goes as a whole: its rows of all tables, its endpoints and its sums. Of packs that `compact` has merged, all
+    those go whose rows were in a bad file, except where their own files are still there. ``isoratio resume`` then runs
+    their trials again. A manifest is restored from its copy. Launches and compactions may run meanwhile.
+
+    What was written is told by the sums of a commit, by the hash in a file's name, or by its content; of a format that
+    had neither, a file only has to be readable. Logs are for people, and not checked.
 
     Args:
-        store: its directory.
+        store: its directory or URL.
         sweep: only this one.
 
     Raises:
-        StoreError: no such sweep.
+        StoreError: no such sweep, or a newer version of Isoratio has written there: nothing is moved then.
     """
-    return [damage for each in select_sweeps(store, sweep) for damage in (*_packs(each), *_others(each))]
+    return [damage for each in select_sweeps(store, sweep) for damage in _verified(each)]
 
 
-def _packs(sweep: SweepStore) -> Iterator[Damage]:
-    for pack_id in sorted(sweep.committed_packs()):
-        damaged = list(_pack(sweep, pack_id))
-        yield from damaged
-        if damaged:
-            found = [sweep.rows_path(pack_id)]
-            for table in (*SIDE_TABLES, ENDPOINTS, "sums"):
-                found += (sweep.path / table).glob(f"{pack_id}.*")
-            _quarantine(sweep, found)
+def _verified(sweep: SweepStore) -> list[Damage]:
+    found = look(sweep)
+    if found.damage:
+        found = look(sweep).seen_before(found)
+        _set_aside(sweep.storage, found)
+    return [Damage(sweep.name, name, problem) for name, problem in sorted(found.damage.items())]
 
 
-def _pack(sweep: SweepStore, pack_id: str) -> Iterator[Damage]:
-    """What is wrong with the files of the attempt that was accepted: the one whose sums fit the pack's rows."""
-    rows = f"trials/{pack_id}.parquet"
-    actual = hashlib.sha256((sweep.path / rows).read_bytes()).hexdigest()
-    for path in (sweep.path / "sums").glob(f"{pack_id}.*.json"):
-        try:
-            sums = json.loads(path.read_bytes())
-            fits = sums[rows]["sha256"] == actual
-        except (ValueError, KeyError, TypeError):
-            yield Damage(sweep.name, str(path.relative_to(sweep.path)), "not the sums of a commit")
+def _set_aside(storage: Storage, found: Findings) -> None:
+    """Moves what is bad, in an order that can be interrupted: until it no longer counts, a file stays where it is."""
+    merged = {name for name in found.damage if found.void.get(name)}
+    gone = {*found.damage}.union(*(found.along.get(name, ()) for name in found.damage))
+    for name in sorted(gone - merged, key=lambda name: (not name.startswith("trials/"), name)):
+        if not _restored(storage, name):
+            _move(storage, name)
+    if merged:
+        _uncover(storage, {pack for name in merged for pack in found.void[name]})
+    for name in sorted(merged):
+        _move(storage, name)
+
+
+def _move(storage: Storage, name: str) -> None:
+    """Moves a file, if it is there, below ``quarantine/``; what is there already stays."""
+    with suppress(FileNotFoundError):
+        if isinstance(storage, LocalStorage):  # a link or a folder, too
+            target = next(path for path in map(storage.path, _targets(name)) if not os.path.lexists(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (storage.root / name).rename(target)
+        elif storage.exists(name):
+            storage.move(name, next(target for target in _targets(name) if not storage.exists(target)))
+
+
+def _targets(name: str) -> Iterator[str]:
+    return chain([f"{QUARANTINE}/{name}"], (f"{QUARANTINE}/{name}.{number}" for number in count(1)))
+
+
+def _restored(storage: Storage, name: str) -> bool:
+    """Writes a manifest anew from its copy, or a copy from its manifest; at no moment there is none."""
+    if not name.startswith(f"{MANIFEST}/"):
+        return False
+    other = name.removesuffix(COPY) if name.endswith(COPY) else name + COPY
+    data = storage.read_if_there(other)
+    if data is None or not is_whole(data):
+        return False
+    with suppress(OSError):  # where it cannot even be read
+        storage.replace(next(target for target in _targets(name) if not storage.exists(target)), storage.read(name))
+    storage.replace(name, data)
+    return True
+
+
+def _uncover(storage: Storage, packs: Collection[str]) -> None:
+    """Makes packs count as not merged: by their own files, as far as those are still there."""
+    while True:
+        manifest = read_manifest(storage)
+        writer = BatchWriter(storage, manifest.number + 1)
+        each = [b if b.packs.keys().isdisjoint(packs) else without(storage, writer, b, packs) for b in manifest.batches]
+        batches = tuple(batch for batch in each if batch)
+        if batches == manifest.batches:
             return
-        if fits:
-            for name, expected in sums.items():
-                problem = _problem(sweep.path / name, expected)
-                if problem:
-                    yield Damage(sweep.name, name, problem)
-            return
-    yield Damage(sweep.name, rows, "differs from what was committed")
-
-
-def _problem(path: Path, expected: dict[str, object]) -> str | None:
-    if not path.exists():
-        return "missing"
-    data = path.read_bytes()
-    if len(data) != expected["size"]:
-        return f"has {len(data)} bytes instead of {expected['size']}"
-    return None if hashlib.sha256(data).hexdigest() == expected["sha256"] else "differs from what was committed"
-
-
-def _others(sweep: SweepStore) -> Iterator[Damage]:
-    """Files without sums need at least be readable; they tell of failures and origins, or can be made again."""
-    for path in (path for table in ("plan", "failures", "provenance") for path in sweep.files(table)):
         try:
-            pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            yield Damage(sweep.name, str(path.relative_to(sweep.path)), f"cannot be read: {str(error).splitlines()[0]}")
-            _quarantine(sweep, [path])
-
-
-def _quarantine(sweep: SweepStore, paths: list[Path]) -> None:
-    for path in paths:
-        target = sweep.path / "quarantine" / path.relative_to(sweep.path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)
+            manifest.successor(batches).write(storage)
+        except FileExistsError:  # a compaction was faster, and may have merged some of them anew
+            writer.undo()
+        else:
+            return

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from enum import StrEnum
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
 
 Item = TypeVar("Item")
 
 Work = Callable[[Item], Iterator[float]]
-"""Runs one item and yields the fraction done, 0 to 1, now and then. It stores its results itself."""
+"""Runs one item and yields the fraction done, 0 to 1, now and then. It stores its results itself.
+
+A generator may be told at a ``yield`` to end, by an ``InterruptedError`` raised there: it saves itself and raises on.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,17 +39,30 @@ class Finished:
     index: int
 
 
+class Cause(StrEnum):
+    """Why an item failed."""
+
+    EXCEPTION = "exception"
+    """Python raised."""
+    CRASH = "crash"
+    """The process was killed, or native code crashed."""
+    MEMORY = "memory"
+    """Ray killed the process, since its machine ran out of memory."""
+    PREEMPTION = "preemption"
+    """The machine went away, or the process was told to end: ``InterruptedError`` left the work."""
+
+
 @dataclass(frozen=True)
 class Failed:
     """Work on an item raised, or the process that ran it died.
 
     Attributes:
-        cause: "exception" where Python raised; "crash" where the process was killed, ran out of memory or crashed.
+        cause: which of the two, and why.
         error: the traceback, or what is known of the process's end.
     """
 
     index: int
-    cause: Literal["exception", "crash"]
+    cause: Cause
     error: str
 
 
@@ -53,22 +71,33 @@ Event = Started | Progress | Finished | Failed
 
 
 class ClusterError(ValueError):
-    """Ray cannot be reached at an address, or cannot give what an item needs."""
+    """Ray cannot be reached at an address, cannot give what an item needs, or died under the run."""
 
 
 class Executor(Protocol):
-    """Runs a callable over items.
+    """Runs a callable over items; a context manager, which keeps what one run has started for the next.
 
     Invariants, which one suite of tests asks of every executor:
 
     - Items start in the order given.
     - An item that starts has one ``Started``, any number of ``Progress``, then one ``Finished`` or ``Failed``.
-      An item that never starts has no event.
+      An item that never starts has no event. Only an exception that leaves ``run`` cuts this short.
     - An item that fails changes nothing for the others. Nothing is tried again.
     - Once ``stop()`` is true no further item starts; those that run come to their end.
     - ``on_event`` and ``stop`` are called in the thread that called ``run``, and what they raise leaves ``run``.
-    - When ``run`` is left, by return or by exception, nothing that it started is still running.
+    - When ``run`` is left, by return or by exception, no item is still running. When the ``with`` is left, or ``run``
+      where there is none, nothing at all that was started is still running.
     """
+
+    def __enter__(self) -> Self:
+        """Keeps what the first run starts until the ``with`` is left."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends all that was started."""
+        ...
 
     def run(
         self,

@@ -34,6 +34,8 @@ def _short() -> str:
 
 def reap(directory: str) -> None:
     """Waits for the process at the other end of standard input to be gone, then ends what it has left."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # sent to every process of a job: what is left goes with the driver
     driver = os.getppid()
     sys.stdin.buffer.read()
     left = [0]

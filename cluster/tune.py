@@ -1,39 +1,51 @@
-"""Runs items on Ray Tune.
-
-One Tune trial is one worker process that takes item after item, rather than one item. So items start strictly in order,
-and Tune's state does not grow with them. (With a trial per item and ``reuse_actors``, a trial whose actor is about to
-start takes over one that has just become free, so that short items all run on a single actor.)
-"""
+"""Runs items on Ray Tune, by way of a process that holds the connection to Ray."""
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import pickle
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-import ray
-from ray import cloudpickle, tune
-from ray.tune.search import BasicVariantGenerator
+from cluster.executor import ClusterError, Event, Item, Work
+from cluster.messages import Asked, Ended, Job, Message
+from cluster.reaper import scratch
 
-from cluster import worker
-from cluster.connection import connected, signal_handlers_kept
-from cluster.executor import ClusterError, Event, Failed, Finished, Item, Progress, Started, Work
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
-DIED = (
-    "The process that ran this item died. It was killed, for example because memory ran out (then smaller items, or "
-    "fewer at the same time through more CPUs per item, help), or native code crashed."
-)
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an item without a GPU sees none
+    "RAY_prestart_worker_first_driver": "0",  # Tune gives its actors an environment of their own: these would idle
+    "RAY_timeout_ms_task_wait_for_death_info": "60000",  # that a machine is gone takes Ray 15 s to know, not its 1 s
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even when told to be silent
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # Tune's state is rewritten whole and nobody reads it
+}
+COMMAND = (sys.executable, "-P", "-c", "from cluster.session import main; main()")
+SILENCE = 0.5
+"""Seconds. While items run, Ray asks several times a second whether to stop."""
+LEAVE_TIMEOUT = 15.0
+"""Seconds for leaving a Ray that goes on: it ends our workers there."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class TuneExecutor:
     """An :class:`~cluster.executor.Executor` on Ray Tune.
 
     Attributes:
-        address: None starts a Ray on this machine and ends it with the run; "auto" or "host:port" joins one.
+        address: None starts a Ray on this machine, which ends with the executor; "auto" or "host:port" joins one.
         cpus_per_item: CPU cores that Ray sets aside for an item; its libraries get as many threads, at least one.
         gpus_per_item: GPUs that Ray sets aside for an item; a fraction shares one.
     """
@@ -41,6 +53,20 @@ class TuneExecutor:
     address: str | None = None
     cpus_per_item: float = 1.0
     gpus_per_item: float = 0.0
+    _kept: bool = field(default=False, init=False, repr=False)
+    _session: Session | None = field(default=None, init=False, repr=False)
+
+    def __enter__(self) -> Self:
+        """Keeps the Ray that the first run needs until the ``with`` is left."""
+        self._kept = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends or leaves Ray."""
+        self._kept = False
+        self._end()
 
     def run(
         self,
@@ -53,135 +79,98 @@ class TuneExecutor:
         """See :meth:`cluster.executor.Executor.run`.
 
         Raises:
-            ClusterError: no Ray at the address, or no machine in it that has what an item needs.
+            ClusterError: no Ray at the address, no machine in it that has what an item needs, or it died under the run.
         """
         if not items or stop():
             return
-        with connected(self.address) as scratch:
-            dispatcher = Dispatcher(len(items), min(self._slots(), len(items)), on_event, stop)
-            tuner = self._tuner(work, items, dispatcher, scratch / "tune")
-            try:
-                with signal_handlers_kept():
-                    tuner.fit()
-            except HandlerError as error:
-                raise error.cause from None
+        job = Job(pickle.dumps((work, list(items))), len(items), os.getcwd(), self.cpus_per_item, self.gpus_per_item)
+        settled = False
+        try:
+            self._session = self._session or Session(self.address)
+            self._session.run(job, on_event, stop)
+            settled = True
+        finally:
+            if not (settled and self._kept):
+                self._end()
 
-    def _tuner(self, work: Work[Item], items: Sequence[Item], dispatcher: Dispatcher, state: Path) -> Any:
-        cloudpickle.register_pickle_by_value(worker)
-        trainable = tune.with_parameters(
-            worker.Slot,
-            job=cloudpickle.dumps((work, list(items))),
-            directory=os.getcwd(),
-            threads=max(1, int(self.cpus_per_item)),
-        )
-        return tune.Tuner(
-            tune.with_resources(trainable, {"cpu": self.cpus_per_item, "gpu": self.gpus_per_item}),
-            tune_config=tune.TuneConfig(
-                search_alg=dispatcher.processes,
-                num_samples=2 * len(items),  # a process that dies takes an item with it, and is replaced
-            ),
-            run_config=tune.RunConfig(
-                name="run",
-                storage_path=str(state),
-                callbacks=[dispatcher],
-                stop=dispatcher,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        )
-
-    def _slots(self) -> int:
-        """How many items the cluster can run at the same time."""
-        need = {"CPU": self.cpus_per_item, "GPU": self.gpus_per_item}
-        nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-        slots = sum(
-            min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in need.items() if amount) for node in nodes
-        )
-        if not slots:
-            raise ClusterError(
-                f"an item needs {self.cpus_per_item:g} CPUs and {self.gpus_per_item:g} GPUs, but no machine has that: "
-                + "; ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
-            )
-        return slots
+    def _end(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.end()
 
 
-class HandlerError(BaseException):
-    """Carries what ``on_event`` or ``stop`` raised past Tune, which takes an ``Exception`` for a failed trial."""
+class Session:
+    """The process that holds the connection to Ray, seen from the one that launches."""
 
-    def __init__(self, cause: Exception) -> None:
-        self.cause = cause
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+        with ExitStack() as stack:
+            directory = stack.enter_context(scratch())
+            self.log = directory / "session.log"
+            self.channel: Connection[Job | bool, Message]
+            self.channel, its = Pipe()
+            stack.enter_context(self.channel)
+            with its, self.log.open("wb") as log:
+                self.process = subprocess.Popen(
+                    [*COMMAND, str(its.fileno()), str(directory), *([address] if address else [])],
+                    pass_fds=[its.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | ENVIRONMENT | _token(address),
+                    start_new_session=True,
+                )
+            stack.callback(self._leave)
+            self.stack = stack.pop_all()
+
+    def run(self, job: Job, on_event: Callable[[Event], None], stop: Callable[[], bool]) -> None:
+        """Runs a job to its end; after an exception the session can only be ended."""
+        self._send(job)
+        while not isinstance(message := self._next(stop), Ended):
+            if isinstance(message, ClusterError):
+                raise message
+            if isinstance(message, Asked):
+                self._send(stop())
+            else:
+                on_event(message)
+
+    def end(self) -> None:
+        """Ends all that was started."""
+        self.stack.close()
+
+    def _send(self, message: Job | bool) -> None:
+        try:
+            self.channel.send(message)
+        except OSError as error:
+            raise self._died() from error
+
+    def _next(self, stop: Callable[[], bool]) -> Message:
+        while not self.channel.poll(SILENCE):
+            stop()  # which may raise: a Ray that starts, or hangs, does not ask
+        try:
+            return self.channel.recv()
+        except InterruptedError:  # of a signal handler that the caller has set
+            raise
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+
+    def _died(self) -> ClusterError:
+        which = "the local Ray died" if self.address is None else f"the connection to Ray at {self.address!r} broke"
+        last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+        return ClusterError("".join([which, *(f" ({line})" for line in last), "; launch again to go on"]))
+
+    def _leave(self) -> None:
+        """Closes the channel, so that a Ray that goes on is left in order. One of our own ends with its files."""
+        self.channel.close()
+        try:
+            self.process.wait(0 if self.address is None else LEAVE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
-class Dispatcher(tune.Callback, tune.Stopper):
-    """Hands items to the processes that Tune has started, and turns what Tune reports into events.
-
-    Attributes:
-        waiting: the items that have not started.
-        running: the item that each Tune trial runs, by the trial's id.
-        processes: Tune's supply of trials; it keeps ``slots`` of them alive.
-    """
-
-    def __init__(self, count: int, slots: int, on_event: Callable[[Event], None], stop: Callable[[], bool]) -> None:
-        self.on_event, self.stop = on_event, stop
-        self.processes = BasicVariantGenerator(max_concurrent=slots)
-        self.waiting = deque(range(count))
-        self.running: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune saves its state, which nobody restores, and handlers need not pickle."""
+def _token(address: str | None) -> dict[str, str]:
+    """A token for a Ray that is ours alone, so that Ray writes none to HOME; the user's own choice goes first."""
+    if address is not None or any(f"RAY_AUTH_{name}" in os.environ for name in ("MODE", "TOKEN", "TOKEN_PATH")):
         return {}
-
-    def over(self) -> bool:
-        """Whether no further item shall start."""
-        try:
-            return not self.waiting or self.stop()
-        except Exception as error:
-            raise HandlerError(error) from error
-
-    def emit(self, event: Event) -> None:
-        """Hands an event on."""
-        try:
-            self.on_event(event)
-        except Exception as error:
-            raise HandlerError(error) from error
-
-    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Tune asks: shall this process end?"""
-        return "fraction" not in result and self.over()
-
-    def stop_all(self) -> bool:
-        """Tune asks: shall all processes end, those that have not even started too?"""
-        return not self.running and self.over()
-
-    def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
-        """Tune is about to start what is missing."""
-        if self.over():
-            self.processes.set_finished()
-
-    def on_trial_result(
-        self, iteration: int, trials: Sequence[Any], trial: Any, result: Mapping[str, Any], **info: Any
-    ) -> None:
-        """Tune tells how a step ended."""
-        if "fraction" in result:
-            self.emit(Progress(self.running[trial.trial_id], result["fraction"]))
-            return
-        if "ended" in result:
-            index, error = self.running.pop(trial.trial_id), result["ended"]
-            self.emit(Failed(index, "exception", error) if error else Finished(index))
-        if not result["done"] and not self.over():
-            trial.temporary_state.ray_actor.take.remote(self.begin(trial))  # before the step that Tune asks for next
-
-    def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        """Tune tells that a process died. Where it had no item yet the next one fails, else this might never end."""
-        if trial.trial_id not in self.running and not self.over():
-            self.begin(trial)
-        if (index := self.running.pop(trial.trial_id, None)) is not None:
-            said = Path(trial.error_file).read_text(errors="replace")
-            self.emit(Failed(index, "crash", f"{DIED}\nRay reports: {said}"))
-
-    def begin(self, trial: Any) -> int:
-        """Starts the next item on the process of ``trial``."""
-        index = self.running[trial.trial_id] = self.waiting.popleft()
-        self.emit(Started(index))
-        return index
+    return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}

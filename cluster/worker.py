@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
@@ -26,10 +27,17 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
 
 
 class Slot(tune.Trainable):
-    """A process that runs one item after the other; a step ends when a report is due, or with the item."""
+    """A process that runs one item after the other; a step ends when a report is due, or with the item.
+
+    Attributes:
+        told: whether SIGTERM has come: the item ends at its next report, and the process with it.
+    """
 
     def setup(self, config: dict[str, Any], job: bytes, directory: str, threads: int) -> None:
         """Enters ``directory``. ``job`` is the pickled pair (work, items)."""
+        self.told = False
+        signal.signal(signal.SIGTERM, self.tell)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # which a Ray of our own starts with blocked
         os.environ.update(dict.fromkeys(THREADS, str(threads)))
         enter(directory)
         self.job = job
@@ -37,32 +45,54 @@ class Slot(tune.Trainable):
         self.index: int | None = None
         self.fractions: Iterator[float] | None = None
 
+    def tell(self, number: int, frame: object) -> None:
+        """Hears a signal, wherever the work is: only at a report is it in a state that it can save."""
+        self.told = True
+
     def take(self, index: int) -> None:
         """Makes an item the one that the next steps run."""
         self.index = index
 
     def step(self) -> dict[str, Any]:
-        """{} without an item, {"fraction": done so far}, or {"ended": traceback, empty where all went well}."""
+        """{} without an item, {"fraction": done so far}, or how the item ended.
+
+        That is {"ended": traceback, empty where all went well, "preempted": whether the process was told to end}.
+        """
         if self.index is None:
             return {}
         due = time.monotonic() + REPORT_EVERY
-        error = ""
+        error, interrupted = "", False
         try:
-            for fraction in self.running(self.index):
+            while (fraction := self.advance(self.index)) is not None:
                 if time.monotonic() >= due:
-                    return {"fraction": float(fraction)}
-        except (Exception, SystemExit):
-            error = traceback.format_exc()
+                    return {"fraction": fraction}
+        except (Exception, SystemExit) as raised:
+            error, interrupted = traceback.format_exc(), isinstance(raised, InterruptedError)
         self.index = self.fractions = None  # what the work holds goes before the next item comes
-        return {"ended": error}
+        return {"ended": error, "preempted": self.told or interrupted}
 
-    def running(self, index: int) -> Iterator[float]:
+    def advance(self, index: int) -> float | None:
+        """The fraction done at the next report of the work, None at its end; interrupts it once told to end."""
+        fractions = self.begun(index)
+        try:
+            return float(self.interrupt(fractions) if self.told else next(fractions))
+        except StopIteration:
+            return None
+
+    def begun(self, index: int) -> Iterator[float]:
         """The work on an item, begun where it has not."""
         if self.fractions is None:
             self.loaded = self.loaded or pickle.loads(self.job)  # an import that fails is the item's failure
             work, items = self.loaded
             self.fractions = iter(work(items[index]))
         return self.fractions
+
+    def interrupt(self, fractions: Iterator[float]) -> float:
+        """Raises ``InterruptedError`` where the work has just reported."""
+        error = InterruptedError("the process was told to end (SIGTERM)")
+        if isinstance(fractions, Generator):
+            return float(fractions.throw(error))
+        raise error
 
 
 def enter(directory: str) -> None:

@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analysis.compaction import compact
+
     from analysis.density import spectral_density
     from analysis.exchange import export, import_trials
     from analysis.invariance import invariance
@@ -17,33 +19,36 @@ if TYPE_CHECKING:
     from analysis.status import status
     from analysis.verification import verify
     from orchestrator import data
+    from orchestrator.control import logs, remove, stop
     from orchestrator.inspection import run_trial
     from orchestrator.interpolation import interpolate
-    from orchestrator.launching import launch, logs, remove, resume, stop
+    from orchestrator.launching import launch, resume
     from orchestrator.planning import plan
     from orchestrator.sweepfile import init
 
 _HOME = {
+    "compact": "analysis.compaction",
     "export": "analysis.exchange",
     "import_trials": "analysis.exchange",
     "init": "orchestrator.sweepfile",
     "interpolate": "orchestrator.interpolation",
     "invariance": "analysis.invariance",
     "launch": "orchestrator.launching",
-    "logs": "orchestrator.launching",
+    "logs": "orchestrator.control",
     "plan": "orchestrator.planning",
-    "remove": "orchestrator.launching",
+    "remove": "orchestrator.control",
     "resume": "orchestrator.launching",
     "run_trial": "orchestrator.inspection",
     "spectral_density": "analysis.density",
     "sql": "analysis.sql",
     "status": "analysis.status",
-    "stop": "orchestrator.launching",
+    "stop": "orchestrator.control",
     "verdict_text": "analysis.report",
     "verify": "analysis.verification",
 }
 
 __all__ = [
+    "compact",
     "data",
     "export",
     "import_trials",

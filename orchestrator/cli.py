@@ -19,12 +19,13 @@ import typer
 
 from orchestrator import data_commands
 from orchestrator.data_commands import RootOption
-from orchestrator.terminal import Exit, Format, FormatOption, fail, print_rows, say, width
+from orchestrator.terminal import Exit, Format, FormatOption, fail, print_rows, say, show, shown, width
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from orchestrator.launching import LaunchResult
+    from trainables.lease import StopKind
 
 
 class ExecutorName(StrEnum):
@@ -35,10 +36,13 @@ class ExecutorName(StrEnum):
 
 
 StoreOption = Annotated[
-    str, typer.Option("--store", envvar="ISORATIO_STORE", metavar="DIR", help="Directory of the store.")
+    str, typer.Option("--store", envvar="ISORATIO_STORE", metavar="DIR_OR_URL", help="The store: directory or URL.")
 ]
 AddressOption = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="A running Ray: auto or HOST:PORT. Default: start one here.")
+]
+TakeOverOption = Annotated[
+    bool, typer.Option("--take-over", help="Replace a launch that holds the sweep, without waiting for it.")
 ]
 DetachOption = Annotated[bool, typer.Option("--detach", help="Go on in the background; look in with `status`, `logs`.")]
 ExecutorOption = Annotated[ExecutorName, typer.Option(help="ray, or inline: in this process, for debugging.")]
@@ -96,7 +100,7 @@ def plan(file: FileArgument, store: StoreOption = STORE, format: FormatOption = 
 
     found = plan(file, store)
     if format is Format.TABLE:
-        print(found.summary())
+        show(found.summary())
     else:
         print_rows(found.rows(), format)
 
@@ -109,6 +113,7 @@ def launch(
     executor: ExecutorOption = ExecutorName.RAY,
     limit: LimitOption = None,
     data_root: RootOption = None,
+    take_over: TakeOverOption = False,
     store: StoreOption = STORE,
 ) -> None:
     """Run what is missing of a sweep; the same command resumes and extends.
@@ -117,7 +122,7 @@ def launch(
     """
     from orchestrator import launch
 
-    _run_launch(launch, file, address, detach, executor, limit, data_root, store)
+    _run_launch(launch, file, address, detach, executor, limit, data_root, take_over, store)
 
 
 @app.command()
@@ -128,6 +133,7 @@ def resume(
     executor: ExecutorOption = ExecutorName.RAY,
     limit: LimitOption = None,
     data_root: RootOption = None,
+    take_over: TakeOverOption = False,
     store: StoreOption = STORE,
 ) -> None:
     """Launch again with the sweep file kept in the store: run what is missing, try again what failed.
@@ -136,7 +142,7 @@ def resume(
     """
     from orchestrator import resume
 
-    _run_launch(resume, sweep, address, detach, executor, limit, data_root, store)
+    _run_launch(resume, sweep, address, detach, executor, limit, data_root, take_over, store)
 
 
 @app.command()
@@ -155,14 +161,18 @@ def status(
 
 
 @app.command()
-def stop(sweep: SweepArgument, store: StoreOption = STORE) -> None:
+def stop(
+    sweep: SweepArgument,
+    now: Annotated[bool, typer.Option("--now", help="Save running packs as they are rather than finish them.")] = False,
+    store: StoreOption = STORE,
+) -> None:
     """Ask a running launch to stop once its running packs are committed.
 
     Example: isoratio stop digits
     """
     from orchestrator import stop
 
-    running = stop(sweep, store)
+    running = stop(sweep, store, now=now)
     say(f"asked the launch of {sweep} to stop" if running else f"no launch of {sweep} is running")
 
 
@@ -179,7 +189,7 @@ def logs(
     from orchestrator import logs
 
     for line in logs(sweep, store, follow=follow):
-        print(line, end="", flush=follow)
+        print(shown(line), end="", flush=follow)
 
 
 @app.command()
@@ -258,7 +268,7 @@ def invariance(
 
     verdicts = invariance(store, sweep, metric, _margins(margin or []))
     if format is Format.TABLE:
-        print(verdict_text(store, sweep, verdicts, width=width(), in_full=bool(metric)))
+        show(verdict_text(store, sweep, verdicts, width=width(), in_full=bool(metric)))
     else:
         print_rows([v.as_row() for v in verdicts], format)
 
@@ -315,9 +325,29 @@ def verify(
 
 
 @app.command()
+def compact(
+    sweep: Annotated[str | None, typer.Argument(metavar="[SWEEP]")] = None,
+    grace: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Single files stay so long after they were merged.")
+    ] = 3600.0,
+    take_over: TakeOverOption = False,
+    store: StoreOption = STORE,
+    format: FormatOption = Format.TABLE,  # noqa: A002
+) -> None:
+    """Merge the files of many packs, so that queries open few.
+
+    Example: isoratio compact digits
+    """
+    from orchestrator import compact
+
+    print_rows([vars(done) for done in compact(store, sweep, grace=grace, take_over=take_over)], format)
+
+
+@app.command()
 def rm(
     sweep: SweepArgument,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    take_over: TakeOverOption = False,
     store: StoreOption = STORE,
 ) -> None:
     """Delete a sweep and all its rows.
@@ -330,7 +360,7 @@ def rm(
         raise ValueError(f"deleting {sweep} and all its rows cannot be undone: say --yes")
     if not yes and not typer.confirm(f"delete sweep {sweep} and all its rows from {store}?", err=True):
         return
-    remove(sweep, store)
+    remove(sweep, store, take_over=take_over)
     say(f"deleted {sweep}")
 
 
@@ -342,6 +372,7 @@ def _run_launch(
     executor: ExecutorName,
     limit: int | None,
     data_root: str | None,
+    take_over: bool,
     store: str,
 ) -> None:
     with _signals() as received:
@@ -353,7 +384,8 @@ def _run_launch(
             executor=executor.value,
             limit=limit,
             data_root=data_root,
-            should_stop=lambda: bool(received),
+            take_over=take_over,
+            should_stop=lambda: _wish(received),
         )
     say(result.text())
     if received:
@@ -370,16 +402,25 @@ class _StoppedAtOnce(BaseException):
         self.number = number
 
 
+_SAID = {
+    "finish": b"\nstopping once the running packs are committed; once more saves them as they are\n",
+    "checkpoint": b"\nstopping once the running packs are saved as they are; once more stops at once\n",
+}
+
+
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM: the first asks to stop after committing, a second one stops at once."""
+    """Ctrl-C asks to stop after committing, twice to save running packs as they are, three times stops at once.
+
+    SIGTERM, which comes with preemption, begins at the second.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if received:
+        if _wish(received) == "checkpoint":
             raise _StoppedAtOnce(number)
         received.append(number)
-        os.write(2, b"\nstopping once the running packs are committed; once more stops at once\n")
+        os.write(2, _SAID["finish" if _wish(received) == "finish" else "checkpoint"])
 
     before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -387,6 +428,13 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wish(received: list[int]) -> StopKind | None:
+    """What the signals so far ask for."""
+    if signal.SIGTERM in received or len(received) > 1:
+        return "checkpoint"
+    return "finish" if received else None
 
 
 def _prompt(answer: Callable[[str], None]) -> None:
@@ -431,8 +479,8 @@ def _margins(given: list[str]) -> dict[str, float] | float | None:
 def _exit_code(error: Exception) -> Exit | None:
     """The exit code of an error that is the user's to mend; None for one of ours."""
     from orchestrator.inspection import TrialFailedError
-    from orchestrator.lock import LaunchHeldError
-    from trainables.store import DamagedStoreError, StoreError
+    from trainables.lease import LaunchHeldError
+    from trainables.storage import DamagedStoreError, StoreError
 
     if isinstance(error, LaunchHeldError):
         return Exit.HELD

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trainables.packs import Pack, run_through
-from trainables.store import Store, StoreError
+from trainables.storage import StoreError
+from trainables.store import Store
 
 
 class TrialFailedError(RuntimeError):
@@ -35,7 +35,7 @@ def run_trial(sweep: str, trial_id: str, store: str | Path = "results") -> list[
         TrialFailedError: with the trial's own traceback.
     """
     there = Store(store).existing(sweep)
-    plan = pq.read_table(there.plan_path) if there.plan_path.exists() else None
+    plan = there.read_plan()
     if plan is None:
         raise StoreError(f"sweep {sweep!r} was imported: its trials cannot be run here")
     found = the_only(plan.filter(pc.starts_with(plan["trial_id"], trial_id)), trial_id, sweep, "plan")

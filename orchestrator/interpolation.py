@@ -15,7 +15,8 @@ from orchestrator.inspection import the_only
 from trainables.endpoints import Endpoint, read
 from trainables.packs import number
 from trainables.schema import Status
-from trainables.store import ENDPOINTS, Store, StoreError, SweepStore
+from trainables.storage import StoreError
+from trainables.store import ENDPOINTS, Store, SweepStore, side_name
 
 if TYPE_CHECKING:
     from trainables.interpolation import Point
@@ -89,20 +90,20 @@ def _find(store: Store, name: str) -> _End:
     with connect(store, sweep) as connection:
         rows = fetch(connection, f"FROM trials WHERE starts_with(trial_id, '{digits}')", [there])
     (row,) = the_only(rows, digits, sweep, "trials").to_pylist()
-    path = there.side_path(ENDPOINTS, row["pack_id"], row["attempt"])
-    if reason := _why_none(row, path, there):
+    file = side_name(ENDPOINTS, row["pack_id"], row["attempt"])
+    if reason := _why_none(row, file, there):
         raise StoreError(f"trial {name} has no endpoint: {reason}")
-    return _End(name, row, read(path, [row["trial_id"]])[row["trial_id"]])
+    return _End(name, row, read(there.storage, file, [row["trial_id"]])[row["trial_id"]])
 
 
-def _why_none(row: dict[str, Any], path: Path, sweep: SweepStore) -> str | None:
+def _why_none(row: dict[str, Any], file: str, sweep: SweepStore) -> str | None:
     if row["status"] != Status.FINISHED:
         return f"it {row['status']}"
     if row["engine"] == "import":
         return "it was imported"
     if row["call"] is not None:
         return f"it is a trial of your own, call {row['call']}"
-    if path.exists():
+    if sweep.storage.exists(file):
         return None
     return (
         f"they are not kept in sweep {sweep.name!r}; set `measure: {{endpoints: true}}` in its sweep file, "

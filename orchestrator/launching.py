@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import math
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import pyarrow.parquet as pq
-
-from cluster.executor import Event, Executor, Failed, Finished, Progress, Started
-from orchestrator.lock import launch_lock
+from analysis.database import naming_damage
+from cluster.executor import Event, Executor, Failed, Progress, Started
+from orchestrator.attempts import Attempts
+from orchestrator.control import store_option
 from orchestrator.parquet import count_ended
 from orchestrator.progress import Reporter, Tally, count_pack
 from orchestrator.reconcile import Reconciliation, reconcile
 from orchestrator.sweepfile import SweepFile, load
 from trainables.files import data_root as files_root
 from trainables.files import problems, use_data_root
-from trainables.packs import PackItem, plan_metadata, record_crash, run_pack, thread_count
+from trainables.lease import PATIENCE, LaunchHeldError, Lease, StopKind, ask_to_stop, heartbeat, latest
+from trainables.packs import PackItem, halve, plan_metadata, record_crash, run_pack, thread_count
 from trainables.published import PUBLISHED
 from trainables.registry import resolve, source_sha256
 from trainables.schema import Status
-from trainables.store import Store, StoreError, SweepStore, replace
+from trainables.storage import StoreError
+from trainables.store import Store, SweepStore
+from trainables.tidying import tidy
 
 ExecutorKind = Literal["ray", "inline"]
+
+SAVE_SECONDS = 25.0
+"""How long running packs have to save a checkpoint before a launch that was told to end ends all the same."""
 
 
 @dataclass(frozen=True)
@@ -89,39 +96,36 @@ def launch(
     executor: ExecutorKind = "ray",
     limit: int | None = None,
     data_root: str | Path | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    take_over: bool = False,
+    should_stop: Callable[[], StopKind | None] = lambda: None,
 ) -> LaunchResult:
     """Runs what the store lacks of a sweep file; nothing that is committed runs again.
 
     Args:
         file: the sweep file, YAML or TOML.
-        store: directory of the store; made where it does not exist.
+        store: directory or URL of the store; made where it does not exist.
         address: a running Ray, "auto" or "host:port"; None starts one on this machine.
         detach: leave a process behind that goes on, and return.
         executor: "ray", or "inline": in this process.
         limit: stop after the pack that completes so many trials.
         data_root: directory of data files; workers of a Ray that runs already have their own ``$ISORATIO_DATA``.
-        should_stop: asked now and then; once true, no further pack starts and running ones are committed.
+        take_over: replace a launch that holds the sweep, without waiting; it ends once it finds out.
+        should_stop: asked now and then. Once "finish", no further pack starts and running ones are committed; once
+            "checkpoint", they save where they are and end.
 
     Raises:
         SweepFileError: everything wrong with the file.
         SweepChangedError: the store holds another sweep of this name.
-        LaunchHeldError: another launch holds the sweep.
+        LaunchHeldError: another launch holds the sweep, or has taken it over.
         DataFileError: a data set's files are not there, or are not the published ones.
+        StoreError: the store cannot be written, or a newer version wrote it.
     """
-    began = time.monotonic()
     sweep, held = load(file), Store(store)
-    if address is None:
-        _check_data_files(sweep, Path(data_root).expanduser() if data_root else files_root())
-    use_data_root(data_root)
-    there = held.sweep(sweep.name)
-    if (there.path / "trials").is_dir() and there.sweep_file() is None and not there.plan_path.exists():
-        raise StoreError(f"sweep {sweep.name!r} in {held.root} holds imported trials: give the sweep file another name")
-    with launch_lock(there):
-        if not detach:
-            there.stop_path.unlink(missing_ok=True)
-            return _Launch(sweep, held, _executor(sweep, address, executor), limit, should_stop).run(began)
-    return _detached(Path(file), there, address, executor, limit)
+    options = _Options(address, executor, limit, data_root, take_over)
+    if detach:
+        _check(sweep, held, options)
+        return _detached(["launch", str(file)], held.sweep(sweep.name), options)
+    return _launched(sweep, held, options, should_stop)
 
 
 def resume(
@@ -133,98 +137,107 @@ def resume(
     executor: ExecutorKind = "ray",
     limit: int | None = None,
     data_root: str | Path | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    take_over: bool = False,
+    should_stop: Callable[[], StopKind | None] = lambda: None,
 ) -> LaunchResult:
     """Launches a sweep again with the sweep file kept in the store; see :func:`launch`.
 
     Raises:
         StoreError: no such sweep, or one that was imported.
     """
-    file = Store(store).existing(sweep).sweep_file()
-    if file is None:
+    held = Store(store)
+    there = held.existing(sweep)
+    kept = there.sweep_file()
+    if kept is None:
         raise StoreError(f"sweep {sweep!r} was imported: it has no sweep file to go on with")
-    return launch(
-        file,
-        store,
-        address=address,
-        detach=detach,
-        executor=executor,
-        limit=limit,
-        data_root=data_root,
-        should_stop=should_stop,
-    )
+    suffix, text = kept
+    options = _Options(address, executor, limit, data_root, take_over)
+    again = load(there.storage.where(f"sweep{suffix}"), text=text)
+    if detach:
+        _check(again, held, options)
+        return _detached(["resume", sweep], there, options)
+    return _launched(again, held, options, should_stop)
 
 
-def stop(sweep: str, store: str | Path = "results") -> bool:
-    """Asks a running launch to stop once its running packs are committed; returns whether there is one."""
-    from analysis.status import status
+@dataclass(frozen=True)
+class _Options:
+    """Of a launch, as given."""
 
-    there = Store(store).existing(sweep)
-    if status(store, sweep)[0]["state"] != "running":
-        return False
-    there.stop_path.touch()
-    return True
+    address: str | None
+    executor: ExecutorKind
+    limit: int | None
+    data_root: str | Path | None
+    take_over: bool
 
-
-def logs(sweep: str, store: str | Path = "results", *, follow: bool = False) -> Iterator[str]:
-    """Lines of the log of a sweep's launches; with ``follow``, for as long as one is running.
-
-    Raises:
-        StoreError: no such sweep.
-    """
-    from analysis.status import status
-
-    path = Store(store).existing(sweep).launch_log_path
-    if not path.exists():
-        return
-    with path.open() as file:
-        while True:
-            running = follow and status(store, sweep)[0]["state"] == "running"
-            yield from file
-            if not running:
-                return
-            time.sleep(0.5)
+    @property
+    def patience(self) -> float:
+        return 0.0 if self.take_over else PATIENCE
 
 
-def remove(sweep: str, store: str | Path = "results") -> None:
-    """Deletes a sweep and all its rows, unless a launch holds it."""
-    there = Store(store).existing(sweep)
-    with launch_lock(there):
-        gone = there.path.with_name(f".{sweep}.{os.getpid()}.removed")
-        there.path.rename(gone)  # at once invisible, whatever happens while files go
-    shutil.rmtree(gone)
+def _check(sweep: SweepFile, store: Store, options: _Options) -> None:
+    """What can be found wrong before anything is written."""
+    if options.address is None:
+        root = Path(options.data_root).expanduser() if options.data_root else files_root()
+        _check_data_files(sweep, root)
+    there = store.sweep(sweep.name)
+    there.check_format()
+    if there.is_imported():
+        raise StoreError(f"sweep {sweep.name!r} in {store.url} holds imported trials: give the sweep file another name")
+
+
+def _launched(
+    sweep: SweepFile, store: Store, options: _Options, should_stop: Callable[[], StopKind | None]
+) -> LaunchResult:
+    began = time.monotonic()
+    _check(sweep, store, options)
+    use_data_root(options.data_root)
+    there = store.sweep(sweep.name)
+    there.storage.check()
+    with Lease(there, patience=options.patience) as lease, _executor(sweep, options) as executor:
+        return _Launch(sweep, store, lease, executor, options.limit, should_stop).run(began)
 
 
 class _Launch:
-    """One launch that holds the lock."""
+    """One launch that holds the sweep."""
 
     def __init__(
-        self, sweep: SweepFile, store: Store, executor: Executor, limit: int | None, should_stop: Callable[[], bool]
+        self,
+        sweep: SweepFile,
+        store: Store,
+        lease: Lease,
+        executor: Executor,
+        limit: int | None,
+        should_stop: Callable[[], StopKind | None],
     ) -> None:
-        self.sweep, self.store, self.executor = sweep, store, executor
+        self.sweep, self.store, self.lease, self.executor = sweep, store, lease, executor
         self.there = store.sweep(sweep.name)
         self.limit, self.should_stop = limit, should_stop
+        self.attempts = Attempts()
+        self.plan = ""
+        self._asked: StopKind | None = None
+        self._next_look = 0.0
+        self._overdue = math.inf  # when packs that are to save themselves must have done so
 
     def run(self, began: float) -> LaunchResult:
+        """Plans, runs, and tells how it went."""
+        self.there.mark_format()
         todo = reconcile(self.sweep, self.store, limit=self.limit, retry_failed=True)
         self._write_plan(todo)
+        tidy(self.there, self.lease.number)
         for reuse in todo.reuse:
             reuse.commit(self.store, self.there)
         counts = dict.fromkeys(Status, 0) | count_ended(self.there, self.sweep.measure.measure_id)
         self.tally = Tally(todo.grid.num_rows, counts, sum(todo.packs["cost"].to_pylist()))
-        self.reporter = Reporter(self.there, self.tally)
-        state = "interrupted"
-        try:
-            with self.reporter:
-                self.reporter.say(_opening(todo, self.sweep))
-                for target in _changed_plugins(self.there):
-                    self.reporter.say(f"warning: {target} has changed since trials of this sweep ran")
+        self.reporter = Reporter(self.lease, self.tally)
+        with self.reporter:
+            self.reporter.say(_opening(todo, self.sweep))
+            for target in _changed_plugins(self.there):
+                self.reporter.say(f"warning: {target} has changed since trials of this sweep ran")
+            with suppress(_OverdueError):
                 self._rounds(todo)
-            state = "stopped" if self.tally.pending else "complete"
-        finally:
-            self.reporter.beat(state)  # its thread has ended: nothing overwrites this
+        self.lease.check()
+        self.lease.beat("stopped" if self.tally.pending else "complete", **self.reporter.content())
         result = self._result(time.monotonic() - began)
-        self.there.stop_path.unlink(missing_ok=True)
         self.reporter.log(result.text())
         return result
 
@@ -238,14 +251,17 @@ class _Launch:
             counts[Status.FAILED],
             tally.done_here,
             seconds,
-            stopped=self._stopping() and tally.pending > 0,
-            options=_store_option(self.store),
+            stopped=tally.pending > 0
+            and (self._asked or self.lease.stop) is not None,  # workers may have seen it first
+            options=store_option(self.store.url),
         )
 
     def _rounds(self, todo: Reconciliation) -> None:
         """Runs packs, and again what failed, until nothing is left that may be tried."""
         while todo.to_run and not self._stopping():
-            self._run_packs(todo)
+            items = self._items(todo)
+            while items and not self._stopping():
+                items = self._run_packs(items)
             if self.limit is not None or not self.tally.counts[Status.FAILED]:
                 return
             todo = reconcile(self.sweep, self.store, retry_failed=False)
@@ -255,59 +271,93 @@ class _Launch:
                 self._write_plan(todo)
                 self.tally.retry(again, sum(todo.packs["cost"].to_pylist()))
 
-    def _run_packs(self, todo: Reconciliation) -> None:
-        packs = todo.packs.select(["pack_id", "cost"]).to_pylist()
-        threads = thread_count(self.sweep.resources.cpu)
-        root, gpu = str(self.store.root), self.sweep.resources.gpu > 0
-        items = [PackItem(root, self.sweep.name, pack["pack_id"], threads, gpu) for pack in packs]
+    def _items(self, todo: Reconciliation) -> list[tuple[PackItem, float]]:
+        """What workers are told, and the cost of each pack."""
+        threads, gpu = thread_count(self.sweep.resources.cpu), self.sweep.resources.gpu > 0
+        rows = todo.packs.select(["pack_id", "cost"]).to_pylist()
+        every = self.sweep.pack.checkpoint_seconds
+        common = (self.plan, self.lease.number, threads, gpu, every)
+        return [(PackItem(self.store.url, self.sweep.name, row["pack_id"], *common), row["cost"]) for row in rows]
+
+    def _run_packs(self, packs: list[tuple[PackItem, float]]) -> list[tuple[PackItem, float]]:
+        """Runs packs; returns those to run once more: they were interrupted, and nothing of them is known to fail."""
+        again: list[tuple[PackItem, float]] = []
 
         def on_event(event: Event) -> None:
-            self._count(event, items[event.index], packs[event.index]["cost"])
+            item, cost = packs[event.index]
+            if isinstance(event, Started | Progress):
+                fraction = event.fraction if isinstance(event, Progress) else 0.0
+                self.tally.running[item.pack_id] = (cost, fraction)
+                self._stopping()  # which tells workers, and a launch without workers has no other time for it
+            elif isinstance(event, Failed) and self._interrupted(item, event):
+                self.tally.running.pop(item.pack_id, None)
+                again.append(packs[event.index])
+            else:
+                self.tally.settle(item.pack_id, cost, count_pack(self.there, item.pack_id))
 
-        self.executor.run(run_pack, items, on_event=on_event, stop=self._stopping)
+        self.executor.run(run_pack, [item for item, _ in packs], on_event=on_event, stop=self._stopping)
+        return again
 
-    def _count(self, event: Event, item: PackItem, cost: float) -> None:
-        if isinstance(event, Started):
-            self.tally.running[item.pack_id] = (cost, 0.0)
-        elif isinstance(event, Progress):
-            self.tally.running[item.pack_id] = (cost, event.fraction)
-        else:
-            assert isinstance(event, Finished | Failed)
-            if isinstance(event, Failed):
-                record_crash(item, event.error)
-                self.reporter.say(f"pack {item.pack_id}: {event.error.strip().splitlines()[-1]}")
-            self.tally.settle(item.pack_id, cost, count_pack(self.there, item.pack_id))
-
-    def _stopping(self) -> bool:
-        """Whether to start nothing more; workers see the request in the store."""
-        if self.there.stop_path.exists():
+    def _interrupted(self, item: PackItem, event: Failed) -> bool:
+        """Whether a pack is to run again; else its trials are recorded as failed, unless it was committed before."""
+        self.lease.check()
+        self.reporter.say(f"pack {item.pack_id}: {event.cause}: {event.error.strip().splitlines()[-1]}")
+        if event.cause == "exception":  # no trial's, which the worker records: the store, or the machine
+            self.there.storage.check()
+        if self.there.is_committed(item.pack_id):
+            return False
+        if self.attempts.again(item.pack_id, event.cause) and (event.cause != "memory" or halve(item)):
             return True
-        if self.should_stop():
-            self.there.stop_path.touch()
-            return True
+        record_crash(item, event.cause, event.error)
         return False
 
+    def _stopping(self) -> bool:
+        """Whether to start nothing more; workers see the request in the store.
+
+        Raises:
+            LaunchHeldError: another launch has taken over.
+            _OverdueError: what runs was to save itself, and has not in time.
+        """
+        if self.lease.lost:
+            self.lease.check()
+        if time.monotonic() > self._overdue:
+            raise _OverdueError
+        asked = self.should_stop() or self._request()
+        if asked and asked != self._asked:
+            ask_to_stop(self.there.storage, self.lease.number, asked)
+            self._asked = asked
+            if asked == "checkpoint":
+                self._overdue = time.monotonic() + SAVE_SECONDS
+        return self._asked is not None
+
+    def _request(self) -> StopKind | None:
+        """What `isoratio stop` has asked for: looked up once a second, since this is called far more often."""
+        if time.monotonic() < self._next_look:
+            return None
+        self._next_look = time.monotonic() + self.lease.every
+        return self.lease.stop
+
     def _write_plan(self, todo: Reconciliation) -> None:
-        """Keeps the sweep file, then the plan: the plan is what makes the sweep exist."""
-        kept = self.there.path / f"sweep{self.sweep.suffix}"
-        text = self.sweep.text.encode()
-        if not kept.exists() or kept.read_bytes() != text:
-            replace(kept, text)
-        for other in {".yaml", ".toml"} - {self.sweep.suffix}:
-            (self.there.path / f"sweep{other}").unlink(missing_ok=True)
-        self.there.write_plan(todo.plan().replace_schema_metadata(plan_metadata(self.sweep.measure)))
+        """Writes what is planned, with the sweep file in it; beside it lies a copy for people."""
+        metadata = plan_metadata(self.sweep.measure, self.sweep.suffix, self.sweep.text)
+        plan = todo.plan().replace_schema_metadata(metadata)
+        self.lease.check()
+        self.plan = self.there.write_plan(plan, self.lease.number, self.lease.next_plan())
+        for suffix in {".yaml", ".toml"} - {self.sweep.suffix}:
+            self.there.storage.delete(f"sweep{suffix}")
+        self.there.storage.replace(f"sweep{self.sweep.suffix}", self.sweep.text.encode())
 
 
-def _store_option(store: Store) -> str:
-    default = Store(os.environ.get("ISORATIO_STORE", "results"))
-    return "" if store.root == default.root else f" --store {store.root}"
+class _OverdueError(Exception):
+    """Packs that were to save themselves have not done so in time."""
 
 
 def _changed_plugins(there: SweepStore) -> Iterator[str]:
     """Plug-ins whose source is not what it was when trials of the sweep ran."""
     recorded: dict[str, set[str]] = {}
-    for path in there.files("provenance"):
-        for text in pq.read_table(path, columns=["plugins"])["plugins"].to_pylist():
+    listing = there.listing("provenance")
+    with naming_damage([there]):
+        for text in listing.dataset("provenance").to_table(columns=["plugins"])["plugins"].to_pylist():
             for target, sha256 in json.loads(text).items():
                 recorded.setdefault(target, set()).add(sha256)
     for target, known in recorded.items():
@@ -324,14 +374,14 @@ def _opening(todo: Reconciliation, sweep: SweepFile) -> str:
     return f"{', '.join(parts)}; running {trials} in {todo.packs.num_rows} packs"
 
 
-def _executor(sweep: SweepFile, address: str | None, kind: ExecutorKind) -> Executor:
-    if kind == "inline":
+def _executor(sweep: SweepFile, options: _Options) -> Executor:
+    if options.executor == "inline":
         from cluster.inline import InlineExecutor
 
         return InlineExecutor()
     from cluster.tune import TuneExecutor
 
-    return TuneExecutor(address, sweep.resources.cpu, sweep.resources.gpu)
+    return TuneExecutor(options.address, sweep.resources.cpu, sweep.resources.gpu)
 
 
 def _check_data_files(sweep: SweepFile, root: Path) -> None:
@@ -343,29 +393,37 @@ def _check_data_files(sweep: SweepFile, root: Path) -> None:
             raise problem
 
 
-def _detached(
-    file: Path, there: SweepStore, address: str | None, executor: ExecutorKind, limit: int | None
-) -> LaunchResult:
+def _detached(command: list[str], there: SweepStore, options: _Options) -> LaunchResult:
     """Leaves a driver behind that outlives the terminal, and waits until its plan is written.
 
     Raises:
         ValueError: with what the driver said, where it ended before that.
     """
-    command = [sys.executable, "-P", "-m", "orchestrator.cli", "launch", str(file), "--store", str(there.root)]
-    command += ["--executor", executor]
-    command += ["--address", address] if address else []
-    command += ["--limit", str(limit)] if limit else []
-    there.log_path.mkdir(parents=True, exist_ok=True)
-    output = there.log_path / "detached.txt"  # what is not for the log: warnings, a traceback
-    with output.open("wb") as out:
-        driver = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
-    while not _has_begun(there, driver.pid):
-        if driver.poll() is not None:
-            raise ValueError(f"the launch in the background ended at once:\n{output.read_text().strip()}")
-        time.sleep(0.05)
-    return LaunchResult(there.name, detached=True, options=_store_option(Store(there.root)))
+    command = [sys.executable, "-P", "-m", "orchestrator.cli", *command, "--store", there.store_url]
+    command += ["--executor", options.executor]
+    command += ["--address", options.address] if options.address else []
+    command += ["--limit", str(options.limit)] if options.limit else []
+    command += ["--data-root", str(options.data_root)] if options.data_root else []
+    command += ["--take-over"] if options.take_over else []
+    with tempfile.TemporaryFile("w+") as output:  # what is not for the log: warnings, a traceback
+        driver = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        while not _has_begun(there, driver.pid):
+            if driver.poll() is not None:
+                output.seek(0)
+                _raise_as_said(driver.returncode, output.read().strip())
+            time.sleep(0.05)
+    return LaunchResult(there.name, detached=True, options=store_option(there.store_url))
+
+
+def _raise_as_said(code: int, said: str) -> None:
+    """What the driver in the background raised, as far as its exit code tells."""
+    if code == 4:
+        raise LaunchHeldError(said.removeprefix("isoratio: "))
+    raise ValueError(f"the launch in the background ended at once:\n{said}")
 
 
 def _has_begun(there: SweepStore, pid: int) -> bool:
-    heartbeat = there.heartbeat_path
-    return heartbeat.exists() and json.loads(heartbeat.read_bytes())["pid"] == pid
+    holder = latest(there.storage)
+    return holder is not None and holder.pid == pid and "trials_done" in heartbeat(there.storage, holder.number)

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import duckdb
 import pyarrow as pa
 
+from analysis.database import further_columns, naming_damage
 from trainables.schema import TABLES
-from trainables.store import DamagedStoreError, SweepStore
+from trainables.store import Listing, SweepStore
 
 
 def count_ended(sweep: SweepStore, measure_id: str) -> dict[str, int]:
     """Committed trials by status, as far as they were measured in this way."""
     query = f"SELECT status, count(DISTINCT trial_id) AS n FROM rows WHERE measure_id = '{measure_id}' GROUP BY status"
     with duckdb.connect() as connection:
-        return {r["status"]: r["n"] for r in select(connection, query, sweep.files("trials"), "trials").to_pylist()}
+        return {r["status"]: r["n"] for r in select(connection, query, sweep.listing("trials"), "trials").to_pylist()}
 
 
 def select(
-    connection: duckdb.DuckDBPyConnection, query: str, files: Sequence[Path], table: str, *, widest: bool = False
+    connection: duckdb.DuckDBPyConnection, query: str, listing: Listing, table: str, *, widest: bool = False
 ) -> pa.Table:
-    """What a query finds in ``rows``: all rows of some files of a table; without files there are none.
+    """What a query finds in ``rows``: all rows of a table; without files there are none.
 
     Args:
         connection: may hold other tables that the query names.
         query: reads ``rows``.
-        files: see :meth:`trainables.store.SweepStore.files`.
-        table: whose schema there is without files.
+        listing: which files hold the table.
+        table: its name.
         widest: with the columns of plug-in metrics of every file, which take long to find.
 
     Raises:
         DamagedStoreError: a file cannot be read.
     """
-    connection.register("nothing", TABLES[table].empty_table())
-    rows = "read_parquet($files, union_by_name => $widest)" if files else "nothing"
-    parameters = {"files": [str(f) for f in files], "widest": widest} if files else {}
-    try:
-        return connection.sql(f"WITH rows AS (FROM {rows}) {query}", params=parameters).to_arrow_table()
-    except duckdb.Error as error:
-        if not files:
-            raise
-        what = str(error).partition("\n")[0]
-        raise DamagedStoreError(f"{files[0].parent}: {what}; `isoratio verify` finds what is damaged") from error
+    schema = TABLES[table]
+    if widest and table == "trials":
+        schema = pa.schema([*schema, *(pa.field(name, pa.float64()) for name in further_columns([listing]))])
+    connection.register("rows", listing.dataset(table, schema))
+    with naming_damage([listing.sweep]):
+        return connection.sql(query).to_arrow_table()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +116,14 @@ def plan(file: str | Path, store: str | Path = "results", *, workers: int | None
 
 def _measured_rate(files: SweepStore) -> float | None:
     """Seconds per unit of cost in some packs of a sweep, or None where none has run."""
-    committed = [path for path in files.files("trials") if not path.name.startswith(REUSED)][:SAMPLED_PACKS]
+    listing = files.listing("plan", "trials")
+    committed = [name for name in listing.tables["trials"] if not name.startswith(f"trials/{REUSED}")][:SAMPLED_PACKS]
+    listing = replace(listing, tables={**listing.tables, "trials": committed})
     with duckdb.connect() as connection:
         query = "SELECT pack_id, sum(seconds) AS seconds FROM rows GROUP BY pack_id"
-        connection.register("spent", select(connection, query, committed, "trials"))
+        connection.register("spent", select(connection, query, listing, "trials"))
         query = "SELECT DISTINCT pack_id, cost FROM rows WHERE cost > 0"
-        connection.register("planned", select(connection, query, files.files("plan"), "plan"))
+        connection.register("planned", select(connection, query, listing, "plan"))
         query = "SELECT sum(seconds) / sum(cost) FROM spent JOIN planned USING (pack_id)"
         rate: float | None = connection.sql(query).fetchall()[0][0]
     return rate

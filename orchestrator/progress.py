@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
-import socket
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
 
-import pyarrow.parquet as pq
-
+from analysis.formats import escaped
+from trainables.lease import Lease
 from trainables.schema import Status
-from trainables.store import SweepStore, replace
+from trainables.store import SweepStore, rows_name
 
-BEAT_SECONDS = 1.0
 LINE_SECONDS = 10.0
+LOGGED_SECONDS = 60.0  # between lines of a log that is written anew for each
 BAR_SECONDS = 0.25
 
 
@@ -98,17 +94,16 @@ class Tally:
 class Reporter:
     """Shows a tally while it changes: a bar on a terminal, a line every 10 s elsewhere, a heartbeat in the store."""
 
-    def __init__(self, sweep: SweepStore, tally: Tally, stream: TextIO | None = None) -> None:
-        self.sweep, self.tally = sweep, tally
+    def __init__(self, lease: Lease, tally: Tally, stream: TextIO | None = None) -> None:
+        self.lease, self.tally = lease, tally
         self.stream = sys.stderr if stream is None else stream
-        self.launch_id = secrets.token_hex(6)
-        self.began = datetime.now(UTC).isoformat("T", "seconds")
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._bar = _bar(self.stream, tally) if self.stream.isatty() else None
 
     def __enter__(self) -> Reporter:
-        self.beat("running")
+        self.lease.describe = self.content
+        self.lease.beat(**self.content())
         if self._bar is not None:
             self._bar.start()
         self._thread.start()
@@ -125,45 +120,38 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A message for people: to the terminal and to the log."""
+        text = escaped(text, keep="\n\t")
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self.stream, flush=True)
-        self.log(text)
+        with suppress(OSError):  # as below
+            self.lease.log(text)
 
     def log(self, text: str) -> None:
-        """A line of the sweep's log."""
-        with self.sweep.launch_log_path.open("a") as file:
-            file.write(f"{datetime.now(UTC).isoformat('T', 'seconds')} {text}\n")
+        """A line of the sweep's log, harmless to whoever prints it."""
+        self.lease.log(escaped(text, keep="\n\t"))
 
-    def beat(self, state: str) -> None:
-        """Writes the heartbeat that `isoratio status` reads."""
-        content = {
-            "launch_id": self.launch_id,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "started": self.began,
-            "updated": time.time(),
-            "state": state,
+    def content(self) -> dict[str, Any]:
+        """What the heartbeat says, for `isoratio status`."""
+        return {
             "running_packs": sorted(self.tally.running),
             "trials_done": self.tally.done,
             "trials_per_second": self.tally.trials_per_second,
-            "eta_seconds": self.tally.eta_seconds if state == "running" else None,
+            "eta_seconds": self.tally.eta_seconds,
         }
-        replace(self.sweep.heartbeat_path, json.dumps(content).encode())
 
     def _watch(self) -> None:
-        next_beat = next_line = time.monotonic() + BEAT_SECONDS
+        every = LOGGED_SECONDS if self.lease.storage.is_remote else LINE_SECONDS
+        next_line = time.monotonic() + 1.0
         while not self._over.wait(BAR_SECONDS):
             now = time.monotonic()
             if self._bar is not None:
                 self._update_bar()
-            if now >= next_beat:
-                next_beat = now + BEAT_SECONDS
-                self.beat("running")
             if now >= next_line:
-                next_line = now + LINE_SECONDS
-                self.log(self.tally.line())
+                next_line = now + every
+                with suppress(OSError):  # a full disk must not end the launch: running packs may still commit
+                    self.log(self.tally.line())
                 if self._bar is None:
                     print(self.tally.line(), file=self.stream, flush=True)
 
@@ -174,14 +162,15 @@ class Reporter:
 
 def count_pack(sweep: SweepStore, pack_id: str) -> Mapping[str, int]:
     """Trials of a pack by how they ended: as committed, or failed."""
-    files = [sweep.rows_path(pack_id), *(sweep.path / "failures").glob(f"{pack_id}.*.parquet")]
-    counts: Counter[str] = Counter()
-    for path in files:
-        if path.parent.name == "failures":
-            counts[Status.FAILED] += pq.read_metadata(path).num_rows
-        elif path.exists():
-            counts.update(pq.read_table(path, columns=["status"])["status"].to_pylist())
-    return counts
+    ended: dict[str, str] = {}
+    for name in sweep.storage.names("failures"):  # of several attempts, where one was cut off
+        if name.startswith(f"{pack_id}."):
+            failed = sweep.read_table(f"failures/{name}")
+            ended |= dict.fromkeys(failed["trial_id"].to_pylist(), Status.FAILED)
+    if sweep.storage.exists(rows_name(pack_id)):
+        rows = sweep.read_table(rows_name(pack_id))
+        ended |= zip(rows["trial_id"].to_pylist(), rows["status"].to_pylist(), strict=True)
+    return Counter(ended.values())
 
 
 def _bar(stream: TextIO, tally: Tally) -> Any:

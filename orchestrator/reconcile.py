@@ -11,7 +11,6 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from orchestrator.grid import expand
 from orchestrator.packs import SHARED, form_packs
@@ -63,9 +62,9 @@ class Reconciliation:
         columns |= {name: packs[name] for name in ("pack_id", "round", "engine", "physical_batch_size", "cost")}
         columns |= {"slot": self.placed["slot"], "sweep": pa.repeat(pa.scalar(self.files.name), len(packs))}
         planned = pa.table(columns).select(PLAN.names).cast(PLAN)
-        if not self.files.plan_path.exists():
+        earlier = self.files.read_plan()
+        if earlier is None:
             return planned
-        earlier = pq.read_table(self.files.plan_path, schema=PLAN)
         stay = pc.invert(pc.is_in(earlier["trial_id"], planned["trial_id"]))
         return pa.concat_tables([earlier.filter(stay), planned])
 
@@ -80,9 +79,9 @@ def reconcile(
 ) -> Reconciliation:
     """Compares a sweep file with the store; writes nothing.
 
-    Trials that are planned stay in their packs. New points of the grid form new packs. A trial that failed gets a new
-    pack: alone after an exception; after the first crash of its worker with what is left of its pack, alone after
-    further ones. It is failed for good once it was tried ``1 + retries`` times, until a new launch tries it again.
+    Trials that are planned stay in their packs. New points of the grid form new packs. A trial that is recorded as
+    failed gets a new pack, alone, whatever the cause. It is failed for good once it was tried ``1 + retries`` times,
+    until a new launch tries it again.
 
     Args:
         sweep: the sweep file.
@@ -99,8 +98,9 @@ def reconcile(
     grid = expand(sweep)
     with duckdb.connect(config=_LEAN) as connection:
         connection.register("grid", grid.append_column("row", pa.array(np.arange(grid.num_rows))))
+        listing = files.listing(*_STORED)
         for table, query in _STORED.items():
-            rows = select(connection, query.format(measure_id=measure_id), files.files(table), table)
+            rows = select(connection, query.format(measure_id=measure_id), listing, table)
             connection.register(table, rows)
         _refuse_changed(connection, sweep, files)
         connection.execute(_STANDING, {"tries": 1 + sweep.retries, "retry_failed": retry_failed})
@@ -134,7 +134,7 @@ def _refuse_changed(connection: duckdb.DuckDBPyConnection, sweep: SweepFile, fil
     what += ["what is measured, or when, is not the same"] if differ else []
     if what:
         raise SweepChangedError(
-            f"sweep {sweep.name!r} in {files.root} was launched with another meaning: {', and '.join(what)}.\n"
+            f"sweep {sweep.name!r} in {files.store_url} was launched with another meaning: {', and '.join(what)}.\n"
             f"{_difference(files, sweep)}\n"
             "Give the sweep file another name (equal trials are reused, not run again), or delete the earlier sweep "
             f"with `isoratio rm {sweep.name}`."
@@ -143,9 +143,9 @@ def _refuse_changed(connection: duckdb.DuckDBPyConnection, sweep: SweepFile, fil
 
 def _difference(files: SweepStore, sweep: SweepFile) -> str:
     """What changed in the sweep file, as a unified diff."""
-    path = files.sweep_file()
-    before = path.read_text(encoding="utf-8") if path else ""
-    lines = unified_diff(before.splitlines(), sweep.text.splitlines(), str(path), "this sweep file", lineterm="", n=1)
+    _, before = files.sweep_file() or ("", "")
+    names = (f"{files.name} as launched", "this sweep file")
+    lines = unified_diff(before.splitlines(), sweep.text.splitlines(), *names, lineterm="", n=1)
     return "\n".join(lines) or "The files are the same: a plug-in's defaults, or the meaning of training, have changed."
 
 
@@ -156,7 +156,7 @@ _STORED = {
     "plan": "SELECT trial_id, pack_id, round, engine, physical_batch_size, cost, "
     "measure_id <> '{measure_id}' AS differs FROM rows",
     "trials": f"SELECT trial_id, pack_id, slot, measure_id = '{{measure_id}}' AND {DONE} AS done FROM rows",
-    "failures": "SELECT trial_id, pack_id, round, attempt, cause FROM rows WHERE measure_id = '{measure_id}'",
+    "failures": "SELECT trial_id, pack_id FROM rows WHERE measure_id = '{measure_id}'",
 }
 
 _CHANGED = """
@@ -169,10 +169,7 @@ _STANDING = f"""
     WITH done AS (
         SELECT trial_id, min(pack_id) AS pack_id, arg_min(slot, pack_id) AS slot
         FROM trials WHERE done GROUP BY trial_id),
-    failed AS (
-        SELECT trial_id, list(pack_id) AS pack_ids, arg_max(cause, round) AS cause,
-            count(DISTINCT attempt) FILTER (cause = 'crash') AS crashes
-        FROM failures GROUP BY trial_id),
+    failed AS (SELECT trial_id, list(pack_id) AS pack_ids FROM failures GROUP BY trial_id),
     open AS (
         SELECT plan.pack_id FROM plan LEFT JOIN done USING (trial_id) LEFT JOIN failed USING (trial_id)
         WHERE NOT starts_with(plan.pack_id, '{REUSED}')
@@ -184,9 +181,8 @@ _STANDING = f"""
             WHEN plan.trial_id IS NULL OR starts_with(plan.pack_id, '{REUSED}') THEN 'new'
             WHEN plan.pack_id IN (FROM open) THEN 'pending'
             WHEN $retry_failed OR (round + 1) % $tries <> 0 THEN 'retry'
-            ELSE 'failed' END AS state,
-        coalesce(cause = 'crash' AND crashes = 1, false) AS together
-    FROM grid LEFT JOIN done USING (trial_id) LEFT JOIN plan USING (trial_id) LEFT JOIN failed USING (trial_id)"""
+            ELSE 'failed' END AS state
+    FROM grid LEFT JOIN done USING (trial_id) LEFT JOIN plan USING (trial_id)"""
 
 _UNPLACED = "SELECT trial_id FROM standing JOIN grid USING (row) WHERE state IN ('new', 'retry', 'failed')"
 _ROUND = "SELECT coalesce(max(round) + 1, 0) FROM plan"
@@ -196,7 +192,7 @@ _COPIED = "CREATE TABLE copied AS SELECT row, pack_id, round FROM copies JOIN gr
 _MEMBERS = """
     CREATE TABLE members AS
     SELECT row, coalesce(round + 1, 0) AS round,
-        CASE WHEN state = 'new' THEN '' WHEN together THEN pack_id ELSE row::VARCHAR END AS origin
+        CASE WHEN state = 'new' THEN '' ELSE row::VARCHAR END AS origin
     FROM standing ANTI JOIN copied USING (row) WHERE state IN ('new', 'retry')"""
 
 _SHARED = ", ".join(f"any_value({f}) AS {f}" for f in SHARED)

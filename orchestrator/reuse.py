@@ -11,12 +11,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from orchestrator.parquet import select
 from trainables.endpoints import Endpoint, as_file, read
 from trainables.schema import SIDE_TABLES, Status
-from trainables.store import ENDPOINTS, Store, StoreError, SweepStore, new_attempt
+from trainables.storage import StoreError
+from trainables.store import ENDPOINTS, Store, SweepStore, new_attempt, side_name
 
 REUSED = "reuse-"
 """What the ids of packs of copies begin with."""
@@ -66,16 +66,17 @@ class Reuse:
             DamagedStoreError: a file cannot be read.
         """
         origin, attempt = store.sweep(self.sweep), new_attempt()
+        listing = origin.listing("trials", *SIDE_TABLES)
         with duckdb.connect() as connection:
             connection.register("wanted", pa.table({"trial_id": list(self.trial_ids)}))
             query = _ROWS.format(measure_id=self.measure_id)
-            trials = select(connection, query, origin.files("trials"), "trials", widest=True)
+            trials = select(connection, query, listing, "trials", widest=True)
             connection.register("kept", trials)
-            side = {name: select(connection, _SIDE, origin.files(name), name, widest=True) for name in SIDE_TABLES}
+            side = {name: select(connection, _SIDE, listing, name) for name in SIDE_TABLES}
         if trials.num_rows < len(self.trial_ids):
             raise StoreError(f"sweep {self.sweep!r}: trials that were to be reused are gone; launch again")
         for provenance_id in set(trials["provenance_id"].to_pylist()) - {None}:
-            row = pq.read_table(origin.path / "provenance" / f"{provenance_id}.parquet")
+            row = origin.read_table(f"provenance/{provenance_id}.parquet")
             into.write_provenance(provenance_id, row)
         marks = {"sweep": into.name, "pack_id": self.pack_id, "attempt": attempt}
         slots = pa.array(range(trials.num_rows), pa.int64())
@@ -106,12 +107,12 @@ def find_reusable(
     wanted = unplaced.to_arrow_table()
     with duckdb.connect() as connection:
         for other in others:
-            there = wanted
+            there, listing = wanted, other.listing("plan", "trials")
             for table, where in (("plan", "true"), ("trials", DONE)):  # the plan is one file: it is asked first
                 if there.num_rows:
                     connection.register("wanted", there)
                     query = _THERE.format(measure_id=measure_id, where=where)
-                    there = select(connection, query, other.files(table), table)
+                    there = select(connection, query, listing, table)
             if there.num_rows:
                 found.append(Reuse(other.name, tuple(sorted(there["trial_id"].to_pylist())), measure_id, round_))
                 wanted = wanted.filter(pc.invert(pc.is_in(wanted["trial_id"], there["trial_id"])))
@@ -120,7 +121,7 @@ def find_reusable(
 
 def _endpoints(origin: SweepStore, trials: pa.Table) -> dict[str, Endpoint]:
     """The endpoints of these trials by trial_id: of all that have any, or none where the sweep keeps none."""
-    if not (origin.path / ENDPOINTS).is_dir():
+    if not origin.storage.names(ENDPOINTS):
         return {}
     packs: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for row in trials.select(["trial_id", "status", "call", "pack_id", "attempt"]).to_pylist():
@@ -128,7 +129,7 @@ def _endpoints(origin: SweepStore, trials: pa.Table) -> dict[str, Endpoint]:
             packs[row["pack_id"], row["attempt"]].append(row["trial_id"])
     found: dict[str, Endpoint] = {}
     for pack, trial_ids in packs.items():
-        found |= read(origin.side_path(ENDPOINTS, *pack), trial_ids)
+        found |= read(origin.storage, side_name(ENDPOINTS, *pack), trial_ids)
     return dict(sorted(found.items()))
 
 

@@ -12,6 +12,7 @@ from orchestrator.axes import check_value, expand_axis
 from orchestrator.explain import explain, unknown_key
 from orchestrator.grid import COLUMNS, RATES, Axes, Finding, findings
 from orchestrator.source import Place, Problem, Source, SweepFileError, read
+from trainables.checkpoint import CHECKPOINT_SECONDS
 from trainables.registry import batch_statistics, can_fuse, resolve
 from trainables.settings import GROUPS, STRICT, At, CriticalSamples, Density, GradientNoise, Hessian, Measure
 from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
@@ -41,6 +42,7 @@ class Packing(BaseModel):
     engine: Engine = "auto"
     memory: Annotated[float, Field(gt=0)] = 4.0  # GiB for what the trials of a pack keep during a step
     physical_batch_size: Annotated[int, Field(ge=1)] | None = None  # examples in one forward pass; null: as fits memory
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = CHECKPOINT_SECONDS  # between two checkpoints
 
 
 class SweepFile(BaseModel):
@@ -84,13 +86,17 @@ class SweepFile(BaseModel):
         return _axes({"dataset": self.dataset} | self.train, self.grid)
 
 
-def load(path: str | Path) -> SweepFile:
+def load(path: str | Path, text: str | None = None) -> SweepFile:
     """Reads and checks a sweep file, YAML 1.2 or TOML.
+
+    Args:
+        path: where it is, and how messages call it.
+        text: what it holds, where that is known.
 
     Raises:
         SweepFileError: with everything that is wrong, each at its line and column.
     """
-    source = read(Path(path))
+    source = read(Path(path), text)
     data = {key: value for key, value in source.data.items() if value is not None}
     settings = _Settings(source, data)
     problems = [*source.problems, *settings.problems, *_metrics(source, data), *_margins(source, data)]

@@ -17,16 +17,16 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from trainables.schema import FORMAT
-from trainables.store import DamagedStoreError
+from trainables.storage import Storage
+from trainables.store import damaged
 from trainables.trial import Trial, canonical_json
 
 _KEY = "isoratio"  # one entry: several come out in any order, and equal endpoints should be equal files
@@ -58,7 +58,7 @@ def as_file(endpoints: Mapping[str, Endpoint]) -> bytes:
     return save(tensors, {_KEY: canonical_json({"format": FORMAT, "trials": trials})})
 
 
-def read(path: Path, trial_ids: Collection[str]) -> dict[str, Endpoint]:
+def read(storage: Storage, name: str, trial_ids: Collection[str]) -> dict[str, Endpoint]:
     """The endpoints of some trials by trial_id.
 
     Raises:
@@ -66,18 +66,16 @@ def read(path: Path, trial_ids: Collection[str]) -> dict[str, Endpoint]:
     """
     found: dict[str, dict[str, NDArray[Any]]] = {trial_id: {} for trial_id in trial_ids}
     try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads(file.metadata()[_KEY])["trials"]
-            for key in file.keys():  # noqa: SIM118  (no mapping)
-                trial_id, _, name = key.partition("/")
-                if trial_id in found:
-                    found[trial_id][name] = file.get_tensor(key)
+        data = storage.read(name)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = json.loads(header["__metadata__"][_KEY])["trials"]
+        for key, tensor in load(data).items():
+            trial_id, _, parameter = key.partition("/")
+            if trial_id in found:
+                found[trial_id][parameter] = tensor
         return {i: _endpoint(about[i], tensors) for i, tensors in found.items()}
     except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
-        raise DamagedStoreError(
-            f"{path}: cannot be read: {error}. `isoratio verify` moves damaged files to quarantine; "
-            "then `isoratio resume` of its sweep runs again what is gone"
-        ) from error
+        raise damaged(storage.where(name), error) from error
 
 
 def _endpoint(about: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Endpoint:

@@ -84,8 +84,7 @@ class ObjectStorage(Storage):
 
     @override
     def read(self, name: str) -> bytes:
-        key = self._key(name)
-        return self._asked(name, lambda: bytes(obstore.get(self.store, key).bytes()))
+        return self._asked(name, partial(self._get, self._key(name)))
 
     @override
     def create(self, name: str, data: bytes) -> None:
@@ -95,13 +94,17 @@ class ObjectStorage(Storage):
             try:
                 self._ask(name, lambda: obstore.put(self.store, key, data, mode="create", use_multipart=False))
             except UnansweredError:  # it is there, may be there, or another one is on its way
-                found = self.read_if_there(name)
-                if found is None:
-                    raise
-                if found != data:
+                with suppress(FileNotFoundError):
+                    if self._ask(name, partial(self._get, key)) == data:
+                        return
                     raise FileExistsError(f"{self.where(name)} exists") from None
+                raise
 
         self._until_answered(put)
+
+    def _get(self, key: str, **options: Any) -> bytes:
+        asked: Any = options or None
+        return bytes(obstore.get(self.store, key, options=asked).bytes())
 
     @override
     def replace(self, name: str, data: bytes) -> None:
@@ -175,9 +178,7 @@ class ObjectStorage(Storage):
 
     def read_part(self, name: str, start: int, end: int, e_tag: str) -> bytes:
         """Bytes ``start`` to ``end`` (exclusive) of a file that is still the same."""
-        options: Any = {"range": (start, end), "if_match": e_tag}
-        key = self._key(name)
-        return self._asked(name, lambda: bytes(obstore.get(self.store, key, options=options).bytes()))
+        return self._asked(name, partial(self._get, self._key(name), range=(start, end), if_match=e_tag))
 
     def _head(self, name: str) -> Any:
         key = self._key(name)

@@ -8,13 +8,16 @@ import os
 import time
 import traceback
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from trainables.checkpoint import CHECKPOINT_SECONDS, NO_CHECKPOINTS, Checkpoints, Interrupted, Keeper, plugins
 from trainables.endpoints import Endpoint, as_file
+from trainables.lease import StopKind, latest, note, stop_request
 from trainables.registry import batch_statistics, is_plugin, load, resolve, train_size
 from trainables.schedules import timeline
 from trainables.schema import (
@@ -30,20 +33,35 @@ from trainables.schema import (
 )
 from trainables.settings import Measure
 from trainables.store import ENDPOINTS, Store, SweepStore, new_attempt, table
-from trainables.trial import REFERENCES, Trial
+from trainables.trial import Trial
 
 Row = dict[str, Any]
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
 class PackItem:
-    """What a worker is told: where the pack's plan is, and what it may use."""
+    """What a worker is told: where the pack's plan is, and what it may use.
+
+    Attributes:
+        store: directory or URL.
+        sweep: its name.
+        pack_id: which pack.
+        plan: the file that holds its plan.
+        launch: number of the launch that runs it; see :mod:`trainables.lease`.
+        threads: CPU threads.
+        gpu: whether it has one.
+        checkpoint_seconds: at most so long lies between two checkpoints.
+    """
 
     store: str
     sweep: str
     pack_id: str
+    plan: str
+    launch: int
     threads: int = 1
     gpu: bool = False
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,7 @@ class Outcome:
         side: table -> rows, each with its ``slot``.
         endpoints: slot -> what the trial had learned, where that is kept.
         failures: slot -> traceback.
+        cause: why they failed: exception, or memory where even the smallest piece did not fit.
         device: where it ran.
         dataset_sha256: None for trials of the user's own.
     """
@@ -110,51 +129,118 @@ class Outcome:
     side: dict[str, list[Row]] = field(default_factory=lambda: {table: [] for table in SIDE_TABLES})
     endpoints: dict[int, Endpoint] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    cause: str = "exception"
     device: str = "cpu"
     dataset_sha256: str | None = None
 
 
 def run_pack(item: PackItem) -> Iterator[float]:
-    """Runs and commits one pack; yields the fraction done.
+    """Runs and commits one pack, from its last checkpoint on where there is one; yields the fraction done.
 
-    An exception of the user's code is recorded in ``failures`` rather than raised: other packs go on.
+    An exception of the user's code is recorded in ``failures`` rather than raised: other packs go on. What is raised
+    comes from the store or the machine, not from the trials.
+
+    Raises:
+        InterruptedError: whoever runs this threw one into it, as on preemption; a checkpoint was saved first.
     """
     store = Store(item.store).sweep(item.sweep)
-    if store.rows_path(item.pack_id).exists() or store.stop_path.exists():
+    watch = _Watch(store, item)
+    if watch.stop() or watch.is_superseded() or store.is_committed(item.pack_id):
         return
-    pack = Pack.of(store.read_pack(item.pack_id))
-    pack = replace(pack, **store.read_split(item.pack_id))  # type: ignore[arg-type]
+    try:
+        pack = Pack.of(store.read_pack(item.plan, item.pack_id))
+    except FileNotFoundError:  # a later launch has planned anew
+        return
+    if cut := store.read_split(pack.pack_id):
+        pack = replace(pack, together=cut[0], physical_batch_size=cut[1])
     began = time.perf_counter()
     attempt = new_attempt()
+    log = partial(note, store.storage, item.launch, pack.pack_id)
+    keeper = Keeper(store.storage, pack.pack_id, item.checkpoint_seconds, watch.reason, log)
     try:
-        pack, outcome = yield from _run_in_memory(store, pack, item)
-    except Exception:  # whatever it is, it must not take the worker with it
-        outcome = Outcome(failures=dict.fromkeys(range(len(pack.trials)), traceback.format_exc()))
+        pack, outcome = yield from watch.over(_run_in_memory(store, pack, item, keeper))
+    except Interrupted as interruption:
+        if watch.told:
+            raise InterruptedError(str(interruption)) from None
+        return
+    except Exception as error:  # whatever it is, it must not take the worker with it
+        cause = "memory" if isinstance(error, MemoryError) else "exception"
+        failures = dict.fromkeys(range(len(pack.trials)), traceback.format_exc())
+        outcome = Outcome(failures=failures, cause=cause)
     seconds = (time.perf_counter() - began) / len(pack.trials)
     write(store, pack, attempt, outcome, seconds, item.threads)
+    keeper.clear()
 
 
-def _run_in_memory(store: SweepStore, pack: Pack, item: PackItem) -> Generator[float, None, tuple[Pack, Outcome]]:
+class _Watch:
+    """Looks, now and then, whether a pack is to stop: asked through the store, or by whoever runs it."""
+
+    def __init__(self, store: SweepStore, item: PackItem) -> None:
+        self.storage, self.launch = store.storage, item.launch
+        self.told: str | None = None  # by whoever runs it
+        self.every = 5.0 if self.storage.is_remote else 1.0
+        self._next_look = 0.0
+        self._asked: str | None = None
+
+    def stop(self) -> StopKind | None:
+        """What the launch was asked for."""
+        return stop_request(self.storage, self.launch)
+
+    def is_superseded(self) -> bool:
+        """Whether a later launch holds the sweep, and runs this pack itself."""
+        holder = latest(self.storage)
+        return holder is not None and holder.number > self.launch
+
+    def reason(self) -> str | None:
+        """Why to save a checkpoint and end, if at all."""
+        if self.told is None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + self.every
+            with suppress(OSError):  # no reason to stop
+                self._asked = "asked to stop" if self.stop() == "checkpoint" else None
+        return self.told or self._asked
+
+    def over(self, steps: Generator[float, None, Done]) -> Generator[float, None, Done]:
+        """Hands on what is yielded, and keeps an InterruptedError that comes back until a checkpoint can be saved."""
+        while True:
+            try:
+                fraction = next(steps)
+            except StopIteration as end:
+                done: Done = end.value
+                return done
+            try:
+                yield fraction
+            except InterruptedError as interruption:
+                self.told = str(interruption) or "interrupted"
+
+
+def _run_in_memory(
+    store: SweepStore, pack: Pack, item: PackItem, keeper: Keeper
+) -> Generator[float, None, tuple[Pack, Outcome]]:
     """Runs a pack; where it does not fit memory, in halves, which are recorded so that it is never cut otherwise."""
     while True:
         try:
-            return pack, (yield from run(pack, item.threads, gpu=item.gpu))
+            return pack, (yield from run(pack, item.threads, gpu=item.gpu, keeper=keeper))
         except MemoryError:
             smaller = pack.halved()
             if smaller is None:
                 raise
         pack = smaller  # outside of the handler, whose traceback would hold what did not fit
-        split = {"together": pack.together, "physical_batch_size": pack.physical_batch_size}
-        store.write_split(pack.pack_id, split)
+        store.write_split(pack.pack_id, pack.together, pack.physical_batch_size)
 
 
-def run(pack: Pack, threads: int, *, gpu: bool = False) -> Generator[float, None, Outcome]:
-    """Runs a pack without storing anything; yields the fraction done, returns the rows."""
+def run(
+    pack: Pack, threads: int, *, gpu: bool = False, keeper: Checkpoints = NO_CHECKPOINTS
+) -> Generator[float, None, Outcome]:
+    """Runs a pack, from its last checkpoint on where one is kept; yields the fraction done, returns the rows.
+
+    Raises:
+        Interrupted: ``keeper`` said so.
+    """
     if pack.engine == "call":
-        return (yield from _call_each(pack))
+        return (yield from _call_each(pack, threads, keeper))
     from trainables.results import train_pack  # torch is first needed here
 
-    return (yield from train_pack(pack, threads, gpu=gpu))
+    return (yield from train_pack(pack, threads, gpu=gpu, keeper=keeper))
 
 
 def run_through(pack: Pack) -> Outcome:
@@ -183,19 +269,32 @@ def write(store: SweepStore, pack: Pack, attempt: str, outcome: Outcome, seconds
         side: dict[str, pa.Table | bytes] = {k: v for k, v in tables.items() if v.num_rows}
         if outcome.endpoints:
             side[ENDPOINTS] = as_file({pack.keys[s]["trial_id"]: e for s, e in sorted(outcome.endpoints.items())})
-        store.commit(pack.pack_id, attempt, table(rows, TRIALS), side)
+        if not store.commit(pack.pack_id, attempt, table(rows, TRIALS), side):
+            return  # the attempt that was first has recorded what failed
     if outcome.failures:
-        _write_failures(store, pack, common, "exception", outcome.failures)
+        _write_failures(store, pack, common, outcome.cause, outcome.failures)
 
 
-def record_crash(item: PackItem, reason: str) -> None:
-    """Records that a pack's worker ended without a word, unless the pack was committed all the same."""
+def record_crash(item: PackItem, cause: str, reason: str) -> None:
+    """Records that a pack's workers ended without a word, unless the pack was committed all the same."""
     store = Store(item.store).sweep(item.sweep)
-    if store.rows_path(item.pack_id).exists():
+    if store.is_committed(item.pack_id):
         return
-    pack, attempt = Pack.of(store.read_pack(item.pack_id)), new_attempt()
+    pack, attempt = Pack.of(store.read_pack(item.plan, item.pack_id)), new_attempt()
     common = {"pack_id": pack.pack_id, "attempt": attempt}
-    _write_failures(store, pack, common, "crash", dict.fromkeys(range(len(pack.trials)), reason))
+    _write_failures(store, pack, common, cause, dict.fromkeys(range(len(pack.trials)), reason))
+
+
+def halve(item: PackItem) -> bool:
+    """Cuts a pack whose worker was killed for its memory; returns whether it could be cut further."""
+    store = Store(item.store).sweep(item.sweep)
+    pack = Pack.of(store.read_pack(item.plan, item.pack_id))
+    if cut := store.read_split(pack.pack_id):
+        pack = replace(pack, together=cut[0], physical_batch_size=cut[1])
+    smaller = pack.halved()
+    if smaller is not None:
+        store.write_split(pack.pack_id, smaller.together, smaller.physical_batch_size)
+    return smaller is not None
 
 
 def _write_failures(store: SweepStore, pack: Pack, common: Row, cause: str, errors: Mapping[int, str]) -> None:
@@ -220,29 +319,37 @@ def _side_table(rows: list[Row], schema: pa.Schema, *, pack: Pack, attempt: str,
 def _provenance(store: SweepStore, pack: Pack, outcome: Outcome, threads: int) -> str:
     from trainables.provenance import collect
 
-    references = [(kind, getattr(pack.trials[0], kind)) for kind in REFERENCES]
-    named = [resolve(kind, value).target for kind, value in references if value is not None]  # type: ignore[arg-type]
-    plugins = [t for t in [*named, *pack.measure.metrics] if ":" in t and not t.startswith("trainables.")]
-    row = collect(outcome.device, threads, outcome.dataset_sha256, plugins)
+    row = collect(outcome.device, threads, outcome.dataset_sha256, plugins(pack))
     store.write_provenance(row["provenance_id"], table([row], PROVENANCE))
     return str(row["provenance_id"])
 
 
-def _call_each(pack: Pack) -> Generator[float, None, Outcome]:
+def _call_each(pack: Pack, threads: int, keeper: Checkpoints) -> Generator[float, None, Outcome]:
     """Trials of the user's own, one after the other; one that raises fails alone."""
-    outcome = Outcome()
-    for slot, trial in enumerate(pack.trials):
+    found: dict[int, dict[str, float] | str] = keeper.restore(pack, threads, "cpu") or {}
+    for slot in range(len(found), len(pack.trials)):
         try:
-            values = _call(trial)
+            found[slot] = _call(pack.trials[slot])
         except Exception:
-            outcome.failures[slot] = traceback.format_exc()
-        else:
-            outcome.trials[slot] = _called_row(trial, values)
-            outcome.side["curves"] += [
-                {"slot": slot, "step": None, "epoch": trial.epochs, "statistic": n, "value": number(v), "error": None}
-                for n, v in values.items()
-            ]
+            found[slot] = traceback.format_exc()
+        keeper.report((0, slot + 1), lambda: found)
         yield (slot + 1) / len(pack.trials)
+    return _called(pack, found)
+
+
+def _called(pack: Pack, found: Mapping[int, dict[str, float] | str]) -> Outcome:
+    """Of what each trial returned, or the traceback of its failure."""
+    outcome = Outcome()
+    for slot, values in found.items():
+        trial = pack.trials[slot]
+        if isinstance(values, str):
+            outcome.failures[slot] = values
+            continue
+        outcome.trials[slot] = _called_row(trial, values)
+        outcome.side["curves"] += [
+            {"slot": slot, "step": None, "epoch": trial.epochs, "statistic": n, "value": number(v), "error": None}
+            for n, v in values.items()
+        ]
     return outcome
 
 
@@ -282,6 +389,7 @@ def _largest_batch(trial: Trial) -> int:
     return timeline(trial.schedule, trial.batch_size, n, trial.epochs, trial.max_steps).largest_batch
 
 
-def plan_metadata(measure: Measure) -> dict[bytes, bytes]:
-    """What a plan's schema carries beside its rows."""
-    return {b"measure": json.dumps(measure.model_dump(mode="json")).encode()}
+def plan_metadata(measure: Measure, suffix: str, text: str) -> dict[bytes, bytes]:
+    """What a plan's schema carries beside its rows: how to measure, and the sweep file."""
+    about = {"measure": measure.model_dump(mode="json"), "sweep_file": [suffix, text]}
+    return {name.encode(): json.dumps(value).encode() for name, value in about.items()}

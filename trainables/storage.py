@@ -85,7 +85,10 @@ class Storage(ABC):
 
     @abstractmethod
     def append(self, name: str, data: bytes) -> None:
-        """Adds to a file that one process writes; on an object store at the cost of writing it anew."""
+        """Adds to a log that one process writes; alone among the methods it may lose or cut its line in a crash.
+
+        On an object store it costs as much as writing the file anew.
+        """
 
     @abstractmethod
     def delete(self, name: str) -> None:
@@ -141,19 +144,21 @@ class Storage(ABC):
         name = f".probe-{secrets.token_hex(6)}"
         try:
             self.create(name, b"first" * 50_000)  # enough for a full disk to say so
-            try:
-                self.create(name, b"second")
-            except FileExistsError:
-                return
-            raise StoreError(
-                f"{self.url}: creating a file that exists succeeds there (no conditional put?), so that two launches "
-                "could overwrite each other's rows; use another file system or object store"
-            )
+        except OSError as error:
+            raise StoreError(f"{self.url}: cannot be written: {error}") from error
+        try:
+            self.create(name, b"second")
+        except FileExistsError:
+            return
         except OSError as error:
             raise StoreError(f"{self.url}: cannot be written: {error}") from error
         finally:
             with suppress(OSError):
                 self.delete(name)
+        raise StoreError(
+            f"{self.url}: creating a file that exists succeeds there (no conditional put?), so that two launches could "
+            "overwrite each other's rows; use another file system or object store"
+        )
 
 
 def contained(name: str) -> str:

@@ -1,66 +1,62 @@
-"""The store: where files lie, and how a pack is committed so that the first commit wins and nothing is half-written.
+"""The store: what lies where, and how a pack is committed so that the first commit wins and nothing is half-written.
 
-    STORE/<sweep>/sweep.yaml plan.parquet trials/ curves/ eigenvalues/ density/ profiles/ endpoints/ sums/ failures/
-        splits/ provenance/ log/
+    STORE/<sweep>/format.json sweep.yaml plan/ lease/ log/
+        trials/ curves/ eigenvalues/ density/ profiles/ endpoints/ sums/ failures/ splits/ provenance/ checkpoints/
+        manifest/ merged/ quarantine/
 
 Side tables and endpoints are written first, then the sums, and ``trials/<pack>.parquet`` is created exclusively last:
-its existence is the commit. Correctness rests on that alone; the launch lock only saves work.
+its existence is the commit. Correctness rests on that alone; the lease (see :mod:`trainables.lease`) only saves work.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
-import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from trainables.schema import FORMAT
+from trainables.manifest import MERGED_TABLES, Manifest, read_manifest
+from trainables.schema import FORMAT, PLAN, TABLES
+from trainables.storage import DamagedStoreError, Storage, StoreError, open_storage
 
 SWEEP_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 ENDPOINTS = "endpoints"  # beside the side tables, the one kind of file that is not Parquet
 PLAN_ROW_GROUP = 16_384  # rows; small enough that a worker reads its own pack without the rest
-
-
-class StoreError(Exception):
-    """The store cannot do what is asked of it."""
-
-
-class DamagedStoreError(StoreError):
-    """A file of the store is damaged."""
+FIRST_PLAN = "plan.parquet"  # where format 1 had it
 
 
 class Store:
-    """All sweeps below one directory."""
+    """All sweeps below one directory, or one prefix of an object store."""
 
     def __init__(self, root: str | Path) -> None:
-        text = str(root)
-        if "://" in text and not text.startswith("file://"):
-            raise StoreError(f"store {text!r}: a directory is expected (object stores are not supported yet)")
-        self.root = Path(text.removeprefix("file://")).expanduser().absolute()
-        if self.root.exists() and not self.root.is_dir():
-            raise StoreError(f"store {self.root}: it is a file, a directory is expected")
+        self.storage = open_storage(root)
+
+    @property
+    def url(self) -> str:
+        """Its directory or URL."""
+        return self.storage.url
 
     def sweep(self, name: str) -> SweepStore:
         """The sweep called ``name``, whether it exists or not."""
         if not SWEEP_NAME.fullmatch(name):
             raise StoreError(f"sweep name {name!r}: allowed is {SWEEP_NAME.pattern}")
-        return SweepStore(self.root, name)
+        return SweepStore(self.storage, name)
 
     def sweeps(self) -> list[str]:
         """Names of all sweeps that hold anything, sorted."""
-        if not self.root.is_dir():
-            return []
-        found = (p for p in self.root.iterdir() if p.is_dir() and SWEEP_NAME.fullmatch(p.name))
-        return sorted(p.name for p in found if (p / "plan.parquet").exists() or (p / "trials").is_dir())
+        found = filter(SWEEP_NAME.fullmatch, self.storage.folders())
+        return [name for name in found if self.sweep(name).holds_anything()]
 
     def existing(self, name: str) -> SweepStore:
         """Like :meth:`sweep`, for one that must exist.
@@ -68,80 +64,182 @@ class Store:
         Raises:
             StoreError: naming the sweeps that do.
         """
-        if name not in self.sweeps():
+        there = self.sweep(name)
+        if not there.holds_anything():
             known = ", ".join(self.sweeps()) or "none"
-            raise StoreError(f"no sweep {name!r} in {self.root}: it holds {known}")
-        return self.sweep(name)
+            raise StoreError(f"no sweep {name!r} in {self.url}: it holds {known}")
+        return there
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Which files hold a sweep's tables at one moment.
+
+    Attributes:
+        sweep: whose.
+        manifest: what was merged then.
+        tables: table -> names of its files, merged ones included, each pack's rows in exactly one of them.
+    """
+
+    sweep: SweepStore
+    manifest: Manifest
+    tables: Mapping[str, list[str]]
+
+    def dataset(self, table: str, schema: pa.Schema | None = None) -> ds.Dataset:
+        """A table's rows, read when they are asked for; columns that a file lacks are NULL.
+
+        Args:
+            table: one of those listed.
+            schema: its columns; None: those of this version.
+        """
+        return dataset(self.sweep.storage, self.tables[table], schema or TABLES[table])
+
+
+def dataset(storage: Storage, names: list[str], schema: pa.Schema) -> ds.Dataset:
+    """Rows of some Parquet files."""
+    return ds.dataset(names, schema=schema, format="parquet", filesystem=storage.filesystem())
 
 
 class SweepStore:
     """The files of one sweep."""
 
-    def __init__(self, root: Path, name: str) -> None:
-        self.root, self.name, self.path = root, name, root / name
+    def __init__(self, store: Storage, name: str) -> None:
+        self.name, self.store_url, self.storage = name, store.url, store.below(name)
 
-    @property
-    def plan_path(self) -> Path:
-        """What is planned: one row per trial, see ``schema.PLAN``."""
-        return self.path / "plan.parquet"
+    def __repr__(self) -> str:
+        return f"SweepStore({self.storage.url})"
 
-    @property
-    def log_path(self) -> Path:
-        """Directory of logs, the launch lock, its heartbeat and the request to stop."""
-        return self.path / "log"
+    def holds_anything(self) -> bool:
+        """Whether it was launched or imported."""
+        return self.plan_name() is not None or "trials" in self.storage.folders()
 
-    @property
-    def stop_path(self) -> Path:
-        """Exists while a running launch is asked to stop."""
-        return self.log_path / "stop"
+    def is_imported(self) -> bool:
+        """Whether its trials were measured elsewhere: it has rows, and neither plan nor launch."""
+        return self.plan_name() is None and self.sweep_file() is None and "trials" in self.storage.folders()
 
-    def sweep_file(self) -> Path | None:
-        """The sweep file as launched, or None."""
-        return next((p for p in (self.path / "sweep.yaml", self.path / "sweep.toml") if p.exists()), None)
+    # --- reading ----------------------------------------------------------------------------------------------------
 
-    @property
-    def lock_path(self) -> Path:
-        """Held by the launch that runs."""
-        return self.log_path / "launch.lock"
+    def listing(self, *tables: str) -> Listing:
+        """Which files hold these tables, or all.
 
-    @property
-    def heartbeat_path(self) -> Path:
-        """What the last launch said of itself."""
-        return self.log_path / "launch.json"
+        Raises:
+            StoreError: a newer version of Isoratio wrote them.
+            DamagedStoreError: what was merged cannot be told.
+        """
+        self.check_format()
+        chosen = tables or tuple(TABLES)
+        found = {table: self._names(table) for table in chosen}
+        manifest = read_manifest(self.storage)  # last: what was merged since is left out of the names above
+        merged = manifest.packs
+        for table in set(chosen) & {*MERGED_TABLES}:
+            single = [name for name in found[table] if name.partition("/")[2].partition(".")[0] not in merged]
+            found[table] = [*manifest.files(table), *single]
+        return Listing(self, manifest, found)
 
-    @property
-    def launch_log_path(self) -> Path:
-        """Lines of all launches."""
-        return self.log_path / "launch.log"
-
-    def rows_path(self, pack_id: str) -> Path:
-        """The rows of a pack; the file's existence is the commit."""
-        return self.path / "trials" / f"{pack_id}.parquet"
-
-    def side_path(self, kind: str, pack_id: str, attempt: str) -> Path:
-        """What goes with the rows of one attempt at a pack: a side table, or its endpoints."""
-        return self.path / kind / f"{pack_id}.{attempt}.{'safetensors' if kind == ENDPOINTS else 'parquet'}"
-
-    def files(self, table: str) -> list[Path]:
-        """The files that hold a table, sorted."""
+    def _names(self, table: str) -> list[str]:
         if table == "plan":
-            return [self.plan_path] if self.plan_path.exists() else []
-        return sorted(p for p in (self.path / table).glob("*.parquet") if not p.name.startswith("."))
+            plan = self.plan_name()
+            return [plan] if plan else []
+        return [f"{table}/{name}" for name in self.storage.names(table) if name.endswith(".parquet")]
 
-    def committed_packs(self) -> set[str]:
-        """Ids of the packs that are committed."""
-        return {p.stem for p in self.files("trials")}
+    def plan_name(self) -> str | None:
+        """The file that holds what is planned, one row per trial; the highest number counts."""
+        if names := self.storage.names("plan"):
+            return f"plan/{names[-1]}"
+        return FIRST_PLAN if self.storage.exists(FIRST_PLAN) else None
 
-    def write_plan(self, plan: pa.Table) -> None:
-        """Replaces the plan, sorted by pack so that one pack can be read alone."""
-        replace(self.plan_path, parquet_bytes(plan.sort_by([("pack_id", "ascending"), ("slot", "ascending")])))
+    def read_plan(self) -> pa.Table | None:
+        """What is planned, with the settings of measurement and the sweep file in its metadata; None without a plan.
 
-    def read_pack(self, pack_id: str) -> pa.Table:
-        """The plan's rows of one pack, in the order of their slots."""
-        rows = pq.read_table(self.plan_path, filters=[("pack_id", "=", pack_id)])
+        Raises:
+            DamagedStoreError: it cannot be read.
+        """
+        name = self.plan_name()
+        return self.read_table(name, PLAN) if name else None
+
+    def read_pack(self, plan: str, pack_id: str) -> pa.Table:
+        """Rows of one pack in that plan, in the order of their slots.
+
+        Raises:
+            StoreError: there is no such pack.
+            DamagedStoreError: the plan cannot be read.
+            FileNotFoundError: it has been replaced.
+        """
+        with self.storage.filesystem().open_input_file(plan) as file, _naming_damage(self.storage.where(plan)):
+            rows = pq.read_table(file, filters=[("pack_id", "=", pack_id)])
         if rows.num_rows == 0:
-            raise StoreError(f"{self.plan_path}: no pack {pack_id!r}")
+            raise StoreError(f"{self.storage.where(plan)}: no pack {pack_id!r}")
         return rows.sort_by("slot")
+
+    def read_table(self, name: str, schema: pa.Schema | None = None) -> pa.Table:
+        """A whole Parquet file, with its metadata.
+
+        Raises:
+            DamagedStoreError: it cannot be read.
+        """
+        data = self.storage.read(name)
+        with _naming_damage(self.storage.where(name)):
+            table = pq.read_table(pa.BufferReader(data))
+            return table if schema is None else conform(table, schema)
+
+    def is_committed(self, pack_id: str) -> bool:
+        """Whether a pack has its rows."""
+        return self.storage.exists(rows_name(pack_id)) or pack_id in read_manifest(self.storage).packs
+
+    def sweep_file(self) -> tuple[str, str] | None:
+        """Suffix and text of the sweep file as last launched; None for what was imported.
+
+        Raises:
+            DamagedStoreError: the plan cannot be read, which holds it.
+        """
+        plan = self.plan_name()
+        if plan is not None:
+            with self.storage.filesystem().open_input_file(plan) as file, _naming_damage(self.storage.where(plan)):
+                metadata = pq.read_schema(file).metadata or {}
+                if b"sweep_file" in metadata:
+                    suffix, text = json.loads(metadata[b"sweep_file"])
+                    return suffix, text
+        for suffix in (".yaml", ".toml"):  # its copy, where the plan is lost or of format 1
+            if (data := self.storage.read_if_there(f"sweep{suffix}")) is not None:
+                return suffix, data.decode()
+        return None
+
+    def check_format(self) -> None:
+        """Refuses what a newer version wrote.
+
+        Raises:
+            StoreError: saying which.
+        """
+        marked: Any = {}
+        with suppress(ValueError):  # damaged: the next launch writes it anew
+            marked = json.loads(self.storage.read_if_there("format.json") or "{}")
+        if isinstance(marked, dict) and marked.get("format", 1) > FORMAT:
+            raise StoreError(
+                f"{self.storage.url}: written by Isoratio {marked.get('isoratio')} in format {marked['format']}; this "
+                f"is version {version('isoratio')}, which reads up to format {FORMAT}: install a newer one"
+            )
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def mark_format(self) -> None:
+        """Says which version writes here."""
+        self.check_format()
+        content = json.dumps({"format": FORMAT, "isoratio": version("isoratio")}).encode()
+        if self.storage.read_if_there("format.json") != content:
+            self.storage.replace("format.json", content)
+
+    def write_plan(self, plan: pa.Table, launch: int, number: int) -> str:
+        """Writes what is planned, sorted by pack so that one pack can be read alone; returns the file's name.
+
+        Args:
+            plan: its schema's metadata holds the settings of measurement and the sweep file.
+            launch: number of the lease: whoever holds a later one plans anew, so that its plans count.
+            number: of the plan, of those of this launch.
+        """
+        data = parquet_bytes(plan.sort_by([("pack_id", "ascending"), ("slot", "ascending")]))
+        name = hashed(f"plan/{launch:06d}-{number:04d}", data, ".parquet")
+        self.storage.create(name, data)
+        return name
 
     def commit(self, pack_id: str, attempt: str, trials: pa.Table, side: Mapping[str, pa.Table | bytes]) -> bool:
         """Makes the rows of one pack visible, all at once.
@@ -156,40 +254,58 @@ class SweepStore:
             False where another attempt was first; then nothing of this one stays.
         """
         data = parquet_bytes(trials)
-        sums = {f"trials/{pack_id}.parquet": _sum(data)}
-        paths = [self.side_path(kind, pack_id, attempt) for kind in side]
-        for path, content in zip(paths, side.values(), strict=True):
+        sums = {rows_name(pack_id): checksum(data)}
+        names = [side_name(kind, pack_id, attempt) for kind in side]
+        for name, content in zip(names, side.values(), strict=True):
             whole = content if isinstance(content, bytes) else parquet_bytes(content)
-            create(path, whole)
-            sums[str(path.relative_to(self.path))] = _sum(whole)
-        sums_path = self.path / "sums" / f"{pack_id}.{attempt}.json"
-        create(sums_path, json.dumps(sums, indent=1, sort_keys=True).encode())
+            self.storage.create(name, whole)
+            sums[name] = checksum(whole)
+        names.append(sums_name(pack_id, attempt))
+        self.storage.create(names[-1], json.dumps(sums, indent=1, sort_keys=True).encode())
         try:
-            create(self.rows_path(pack_id), data)
+            self.storage.create(rows_name(pack_id), data)
         except FileExistsError:
-            for path in (*paths, sums_path):
-                path.unlink(missing_ok=True)
+            for name in names:
+                self.storage.delete(name)
             return False
         return True
 
     def write_failures(self, pack_id: str, attempt: str, rows: pa.Table) -> None:
         """Records members of a pack that failed; they stay to be tried again."""
-        create(self.path / "failures" / f"{pack_id}.{attempt}.parquet", parquet_bytes(rows))
+        data = parquet_bytes(rows)
+        self.storage.create(hashed(f"failures/{pack_id}.{attempt}", data, ".parquet"), data)
 
-    def write_split(self, pack_id: str, split: Mapping[str, int | None]) -> None:
+    def write_split(self, pack_id: str, together: int, physical_batch_size: int | None) -> None:
         """Records how a pack was cut to fit memory, so that every further attempt is cut alike."""
-        replace(self.path / "splits" / f"{pack_id}.json", json.dumps(split).encode())
+        self.storage.create(f"splits/{pack_id}.{together}.{physical_batch_size or 'whole'}", b"")
 
-    def read_split(self, pack_id: str) -> dict[str, int | None]:
-        """How a pack was cut; empty where it was not."""
-        path = self.path / "splits" / f"{pack_id}.json"
-        return dict(json.loads(path.read_bytes())) if path.exists() else {}
+    def read_split(self, pack_id: str) -> tuple[int, int | None] | None:
+        """How a pack was cut the last time, and that is finest; None where it was not."""
+        names = (name for name in self.storage.names("splits") if name.startswith(f"{pack_id}."))
+        found = [name.split(".")[1:] for name in names if name.count(".") == 2]
+        cuts = [(int(together), None if size == "whole" else int(size)) for together, size in found]
+        return min(cuts, key=lambda cut: (cut[0], cut[1] or 2**31), default=None)
 
     def write_provenance(self, provenance_id: str, row: pa.Table) -> None:
         """Records where rows come from, once per distinct content."""
-        path = self.path / "provenance" / f"{provenance_id}.parquet"
-        if not path.exists():
-            replace(path, parquet_bytes(row))
+        name = f"provenance/{provenance_id}.parquet"
+        if not self.storage.exists(name):
+            self.storage.replace(name, parquet_bytes(row))
+
+
+def rows_name(pack_id: str) -> str:
+    """The rows of a pack; the file's existence is the commit."""
+    return f"trials/{pack_id}.parquet"
+
+
+def side_name(kind: str, pack_id: str, attempt: str) -> str:
+    """What goes with the rows of one attempt at a pack: a side table, or its endpoints."""
+    return f"{kind}/{pack_id}.{attempt}.{'safetensors' if kind == ENDPOINTS else 'parquet'}"
+
+
+def sums_name(pack_id: str, attempt: str) -> str:
+    """Sizes and SHA-256 of all files of an attempt."""
+    return f"sums/{pack_id}.{attempt}.json"
 
 
 def new_attempt() -> str:
@@ -197,10 +313,46 @@ def new_attempt() -> str:
     return secrets.token_hex(6)
 
 
+def checksum(data: bytes) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def hashed(stem: str, data: bytes, suffix: str) -> str:
+    """A name that tells whether the file still is what was written: with the first 16 digits of its SHA-256."""
+    return f"{stem}.{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
+
+
+@contextmanager
+def _naming_damage(where: str) -> Iterator[None]:
+    """Around parsing a file; of bits that have changed PyArrow says OSError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise damaged(where, error) from error
+
+
+def damaged(where: str, error: object) -> DamagedStoreError:
+    """What to say of a file that cannot be read."""
+    return DamagedStoreError(
+        f"{where}: cannot be read: {str(error).strip().splitlines()[0]}. `isoratio verify` moves damaged files to "
+        "quarantine; then `isoratio resume` of its sweep runs again what is gone"
+    )
+
+
 def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Rows as a table of ``schema``, plus one DOUBLE column for each key that the schema lacks (plug-in metrics)."""
     extra = sorted({k for row in rows for k in row} - set(schema.names))
     return pa.Table.from_pylist(rows, schema=pa.schema([*schema, *(pa.field(k, pa.float64()) for k in extra)]))
+
+
+def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema: those that are missing are NULL. The metadata stays."""
+    columns = [
+        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema.with_metadata(rows.schema.metadata))
 
 
 def parquet_bytes(rows: pa.Table) -> bytes:
@@ -214,57 +366,3 @@ def parquet_bytes(rows: pa.Table) -> bytes:
         row_group_size=PLAN_ROW_GROUP if "round" in rows.column_names else None,
     )
     return sink.getvalue()
-
-
-def _sum(data: bytes) -> dict[str, Any]:
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def create(path: Path, data: bytes) -> None:
-    """Creates a file whole and durable; never replaces one.
-
-    Raises:
-        FileExistsError: where ``path`` exists.
-        StoreError: on a file system without hard links.
-    """
-    partial = _write_partial(path, data)
-    try:
-        os.link(partial, path)
-    except OSError as error:
-        if error.errno in {errno.EPERM, errno.ENOTSUP, errno.EMLINK}:
-            raise StoreError(f"{path.parent}: the file system has no hard links, which commits rest on") from error
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
-    _fsync_directory(path.parent)
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Writes a file whole and durable, in place of the one there, if any."""
-    os.replace(_write_partial(path, data), path)
-    _fsync_directory(path.parent)
-
-
-def _write_partial(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(6)}.partial")  # outside every glob
-    try:
-        with partial.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{error.strerror}; nothing of it was kept", str(path)) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return partial
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from trainables.lease import FOLDER, Holder
 from trainables.schema import FAILURES, PLAN, PROVENANCE, TABLES, TRIALS
-from trainables.store import Store, SweepStore, create, parquet_bytes, table
+from trainables.store import Store, SweepStore, parquet_bytes, side_name, table
 
 Row = dict[str, Any]
 
@@ -48,7 +50,8 @@ class StoreBuilder:
         """Plans rows; each names its ``pack_id``."""
         fields = ("slot", "round", "engine", "cost")
         planned = [dict.fromkeys(fields, 0) | {"engine": "fused", "cost": 1.0} | row for row in rows]
-        self.sweep(sweep).write_plan(table(planned, PLAN))
+        there = self.sweep(sweep)
+        there.write_plan(table(planned, PLAN), 1, 1 + len(there.storage.names("plan")))
 
     def commit(self, pack: str, *rows: Row, attempt: str = "a", sweep: str = "digits") -> bool:
         """Commits a pack with two curve points and a row of every other side table per trial."""
@@ -64,10 +67,20 @@ class StoreBuilder:
     def orphan(self, pack: str, *rows: Row, attempt: str, sweep: str = "digits") -> None:
         """Side files of an attempt that was never accepted."""
         for name, side in self._side(rows, {"pack_id": pack, "attempt": attempt}).items():
-            create(self.sweep(sweep).path / name / f"{pack}.{attempt}.parquet", parquet_bytes(side))
+            self.sweep(sweep).storage.create(side_name(name, pack, attempt), parquet_bytes(side))
 
     def provenance(self, key: str, sweep: str = "digits") -> None:
         self.sweep(sweep).write_provenance(key, table([{"provenance_id": key, "torch": "2.13.0"}], PROVENANCE))
+
+    def hold(self, where: str = "here", sweep: str = "digits", command: str = "launch", **beat: Any) -> None:
+        """What a launch leaves behind: its lease, and a heartbeat that nothing keeps going."""
+        storage = self.sweep(sweep).storage
+        number = 1 + len(storage.names(FOLDER))
+        me = Holder.of_this_process(number, command)
+        changes = {"here": {}, "gone": {"started": -1}, "elsewhere": {"machine": "another", "host": "elsewhere"}}
+        storage.create(f"{FOLDER}/{number:06d}.json", json.dumps(asdict(replace(me, **changes[where]))).encode())
+        told = {"every": 0.01, "state": "running", "running_packs": []} | beat
+        storage.replace(f"log/{number:06d}.json", json.dumps(told).encode())
 
     @staticmethod
     def _side(rows: tuple[Row, ...], keys: Row) -> dict[str, pa.Table]:

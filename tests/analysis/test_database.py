@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import random
 import shutil
-import socket
 import threading
 import time
 from pathlib import Path
@@ -21,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.database import COLUMNS, DERIVED, Launch, connect
+from trainables.lease import Lease
 from trainables.schema import TRIALS
 from trainables.statistics import COLUMNS as BUILT_IN
 from trainables.statistics import OF_ENDPOINT
-from trainables.store import StoreError
+from trainables.storage import StoreError
 from trainables.trial import FIELDS, round_lr
 
 CONTRACT_FIRST = "sweep trial_id arch dataset lr batch_size ratio label_noise input_noise gradient_noise seed optimizer"
@@ -42,12 +39,6 @@ LATER = (
 
 def rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
     return connection.sql(query).fetchall()
-
-
-def beat(sweep: Any, **values: Any) -> None:
-    sweep.log_path.mkdir(parents=True, exist_ok=True)
-    here = {"host": socket.gethostname(), "updated": time.time(), "state": "running", "running_packs": []}
-    (sweep.log_path / "launch.json").write_text(json.dumps(here | values))
 
 
 def test_trials_have_the_columns_of_the_contract_in_its_order(build):
@@ -221,7 +212,7 @@ def test_plan_status(build):
     build.commit("p-diverged", build.trial("diverged", status="diverged"))
     build.fail("p-failed", build.trial("failed"))
     build.fail("earlier-pack", build.trial("retried"))
-    beat(build.sweep(), host="elsewhere", running_packs=["p-running", "p-finished"])
+    build.hold("elsewhere", running_packs=["p-running", "p-finished"])
     status = dict(rows(connect(build.store), "SELECT trial_id, status FROM plan"))
     assert status == {name: name for name in names} | {"retried": "pending"}
 
@@ -252,18 +243,18 @@ def test_provenance_is_shared_by_sweeps(build):
 
 def test_hidden_and_partial_files_are_ignored(build):
     build.commit("p", build.measured("t"))
-    committed = build.sweep().path / "trials" / "p.parquet"
-    for name in (".p.parquet", "p.parquet.0123.partial", "._p.parquet"):
+    committed = build.sweep().storage.root / "trials" / "p.parquet"
+    for name in (".p.parquet", "p.parquet.0123.partial", ".0123.partial", "._p.parquet"):
         (committed.parent / name).write_bytes(b"half")
-    (build.store.root / ".snapshot" / "trials").mkdir(parents=True)
-    (build.store.root / ".snapshot" / "trials" / "p.parquet").write_bytes(b"half")
+    (build.store.storage.root / ".snapshot" / "trials").mkdir(parents=True)
+    (build.store.storage.root / ".snapshot" / "trials" / "p.parquet").write_bytes(b"half")
     assert rows(connect(build.store), "SELECT trial_id FROM trials") == [("t",)]
 
 
 def test_a_store_may_lie_anywhere(builder, tmp_path):
     build = builder(tmp_path / "it's [a] *store* {x}?")
     build.commit("p", build.measured("t"))
-    assert rows(connect(str(build.store.root)), "SELECT trial_id FROM trials") == [("t",)]
+    assert rows(connect(str(build.store.storage.root)), "SELECT trial_id FROM trials") == [("t",)]
 
 
 def test_a_connection_shows_one_moment(build):
@@ -276,7 +267,7 @@ def test_a_connection_shows_one_moment(build):
 
 def test_a_file_without_a_footer_is_named_when_the_store_is_opened(build):
     build.commit("p", build.measured("t"))
-    path = build.sweep().path / "trials" / "p.parquet"
+    path = build.sweep().storage.root / "trials" / "p.parquet"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(StoreError, match=r"digits/trials/p\.parquet: cannot be read: .*`isoratio verify`.*resume"):
         connect(build.store)
@@ -285,55 +276,109 @@ def test_a_file_without_a_footer_is_named_when_the_store_is_opened(build):
 def test_files_of_an_older_version_lack_columns(build):
     """A column added later is NULL in rows that were stored before."""
     build.commit("p", build.measured("t"))
-    path = build.sweep().path / "trials" / "p.parquet"
+    path = build.sweep().storage.root / "trials" / "p.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["weight_decay", "noise_scale"]), path)
     assert rows(connect(build.store), "SELECT trial_id, weight_decay, noise_scale FROM trials") == [("t", None, None)]
 
 
+def test_rows_of_an_older_format_stand_beside_new_ones(build):
+    """A store of format 1: its plan lay elsewhere, and nothing marks it."""
+    build.plan(*(build.trial(key, pack_id=key) for key in "tu"))
+    build.commit("t", build.measured("t"))
+    root = build.sweep().storage.root
+    (plan,) = (root / "plan").iterdir()
+    plan.rename(root / "plan.parquet")
+    path = root / "trials" / "t.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["together", "weight_decay"]), path)
+    query = "SELECT trial_id, status, together FROM trials ORDER BY trial_id"
+    assert rows(connect(build.store), query) == [("t", "finished", None)]
+    build.commit("u", build.measured("u", together=1))
+    assert rows(connect(build.store), query) == [("t", "finished", None), ("u", "finished", 1)]
+    assert rows(connect(build.store), "SELECT status FROM plan") == [("finished",), ("finished",)]
+
+
+def test_a_store_of_a_newer_version_is_refused(build):
+    build.commit("p", build.measured("t"))
+    build.sweep().storage.replace("format.json", b'{"format": 3, "isoratio": "9.1"}')
+    with pytest.raises(
+        StoreError, match=r"digits: written by Isoratio 9\.1 in format 3; .* up to format 2: install a n"
+    ):
+        connect(build.store)
+
+
 def test_no_row_is_read_when_the_store_is_opened(build, damage):
     build.commit("p", build.measured("t"))
-    damage(build.sweep().path / "trials" / "p.parquet")
+    damage(build.sweep().storage.root / "trials" / "p.parquet")
     connection = connect(build.store)
     with pytest.raises(duckdb.Error):
         connection.sql("SELECT sweep FROM trials").fetchall()
 
 
 @pytest.mark.parametrize(
-    ("beats", "alive"),
+    ("where", "beats", "watch", "alive"),
     [
-        ({"host": "elsewhere"}, True),
-        ({"host": "elsewhere", "updated": time.time() - 60}, False),
-        ({"host": "elsewhere", "state": "stopped"}, False),
-        ({}, False),  # here the lock decides
+        ("here", {}, False, True),
+        ("here", {}, True, False),  # the process is there, and does not beat
+        ("here", {"state": "stopped"}, False, False),
+        ("elsewhere", {}, False, True),
+        ("elsewhere", {}, True, False),
+        ("elsewhere", {"state": "stopped"}, False, False),
+        ("gone", {}, False, False),  # which needs no watching
+        ("here", {"command": "compact"}, False, False),
     ],
 )
-def test_a_launch_without_its_lock(build, beats, alive):
-    beat(build.sweep(), running_packs=["p"], trials_per_second=2.0, **beats)
-    launch = Launch.of(build.sweep())
+def test_a_launch_that_does_not_beat(build, where, beats, watch, alive):
+    build.hold(where, running_packs=["p"], trials_per_second=2.0, **beats)
+    launch = Launch.of(build.sweep(), watch=watch)
     assert launch.alive == alive
     assert launch.running_packs == (("p",) if alive else ())
     assert launch.trials_per_second == (2.0 if alive else None)
+    assert (launch.number, launch.state) == (1, beats.get("state", "running"))
 
 
-def test_a_launch_lives_while_it_holds_its_lock(build):
-    beat(build.sweep(), updated=0.0, running_packs=["p"])
-    lock = build.sweep().log_path / "launch.lock"
-    descriptor = os.open(lock, os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert Launch.of(build.sweep()) == Launch(True, "running", ("p",))
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        assert Launch.of(build.sweep()) == Launch(False, "running")
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # asking left no lock behind
-    finally:
-        os.close(descriptor)
+@pytest.mark.parametrize("machine", ["this", "another"])
+def test_a_launch_lives_while_it_beats(build, monkeypatch, machine):
+    with Lease(build.sweep()) as lease:
+        lease.end()
+        lease.beat(running_packs=["p"])
+        if machine == "another":
+            monkeypatch.setattr("trainables.lease._machine", lambda: "another")
+        next_beat = threading.Timer(0.02, lease.beat, kwargs={"every": 0.01})
+        next_beat.start()
+        assert Launch.of(build.sweep(), watch=True) == Launch(True, 1, "running", ("p",))
+        next_beat.join()
+    assert Launch.of(build.sweep(), watch=True) == Launch(False, 1, "running")
+
+
+def test_a_launch_that_has_ended_says_so(build):
+    with Lease(build.sweep()):
+        pass
+    assert Launch.of(build.sweep()) == Launch(False, 1, "interrupted")
+
+
+def test_the_last_launch_counts(build):
+    build.hold(state="stopped")
+    build.hold(running_packs=["p"])
+    assert Launch.of(build.sweep()) == Launch(True, 2, "running", ("p",))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
 def test_a_heartbeat_that_is_not_one_is_none(build, text):
-    build.sweep().log_path.mkdir(parents=True)
-    (build.sweep().log_path / "launch.json").write_text(text)
-    assert Launch.of(build.sweep()) == Launch(False)
+    build.hold("elsewhere")
+    build.sweep().storage.path("log/000001.json").write_text(text)
+    assert Launch.of(build.sweep()) == Launch(True, 1, "running")
+    build.hold("gone")
+    build.sweep().storage.path("log/000002.json").write_text(text)
+    assert Launch.of(build.sweep(), watch=True) == Launch(False, 2)
+
+
+def test_a_lease_that_is_not_one_still_counts(build):
+    """Whatever its file says, its number and the heartbeat under that number remain."""
+    build.hold("gone", running_packs=["p"])
+    build.sweep().storage.path("lease/000001.json").write_text("{")
+    build.sweep().storage.path("lease/notes.txt").write_text("")
+    assert Launch.of(build.sweep()) == Launch(True, 1, "running", ("p",))
+    assert not Launch.of(build.sweep(), watch=True).alive
 
 
 def test_values_that_are_not_finite_compare_as_duckdb_says(build):
@@ -369,6 +414,6 @@ def test_many_files_while_others_are_written(build):
 
 def test_a_copy_of_the_store_answers_alike(build, tmp_path: Path):
     build.commit("p", build.measured("t"))
-    shutil.copytree(build.store.root, tmp_path / "copy")
+    shutil.copytree(build.store.storage.root, tmp_path / "copy")
     query = "FROM trials"
     assert rows(connect(tmp_path / "copy"), query) == rows(connect(build.store), query)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from analysis.density import smooth, spectral_density
 from trainables.schema import DENSITY, TRIALS
-from trainables.store import StoreError, table
+from trainables.storage import StoreError
+from trainables.store import table
 
 numbers = st.floats(-50, 50, allow_nan=False)
 rules = st.lists(st.lists(st.tuples(numbers, st.floats(0.01, 1)), min_size=1, max_size=6), min_size=1, max_size=5)

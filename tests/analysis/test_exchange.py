@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from analysis.database import COLUMNS, connect
 from analysis.exchange import Imported, export, import_trials
 from analysis.sql import sql
-from trainables.store import StoreError
+from trainables.storage import StoreError
 from trainables.trial import FIELDS
 
 
@@ -69,10 +69,10 @@ def test_every_other_column_is_a_metric(build, written):
 def test_the_same_file_again_adds_nothing(build, written):
     file = written("lr,batch_size,test_loss\n" + "".join(f"0.1,32,{k}.5\n" for k in range(5)))
     assert import_trials(build.store, file, "theirs").added == 5
-    before = {p: p.read_bytes() for p in build.store.root.rglob("*") if p.is_file()}
+    before = {p: p.read_bytes() for p in build.store.storage.root.rglob("*") if p.is_file()}
     again = import_trials(build.store, file, "theirs")
     assert (again.added, again.known) == (0, 5)
-    assert {p: p.read_bytes() for p in build.store.root.rglob("*") if p.is_file()} == before
+    assert {p: p.read_bytes() for p in build.store.storage.root.rglob("*") if p.is_file()} == before
 
 
 def test_a_longer_file_adds_what_is_new(build, written):
@@ -171,7 +171,7 @@ def test_a_bad_file_is_refused_and_nothing_is_written(build, written, text, says
     with pytest.raises(ValueError, match=r"theirs\.csv: ") as refusal:
         import_trials(build.store, written(text), "theirs")
     assert says in str(refusal.value)
-    assert not build.store.root.exists()
+    assert not build.store.storage.root.exists()
 
 
 def test_all_bad_values_are_reported_at_once(build, written):
@@ -265,7 +265,7 @@ def test_an_export_is_never_replaced(filled, tmp_path):
 
 
 def test_a_failed_export_leaves_nothing(filled, tmp_path, damage):
-    damage(filled.root / "digits" / "curves" / "p.a.parquet")
+    damage(filled.storage.root / "digits" / "curves" / "p.a.parquet")
     out = tmp_path / "out"
     out.mkdir()
     for name in ("x", "x.duckdb"):

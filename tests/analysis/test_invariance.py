@@ -8,14 +8,16 @@ from test_verdict import broken, spoil
 from analysis.database import connect
 from analysis.invariance import invariance, metric_columns, read_trials
 from analysis.report import verdict_text
-from trainables.schema import STATISTICS, TRIALS
+from trainables.packs import plan_metadata
+from trainables.schema import PLAN, STATISTICS, TRIALS
+from trainables.settings import Measure
 from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.store import Store, table
 from trainables.trial import Trial, trial_id
 
 
-def stored(root, trials: pa.Table, name="digits", sweep_file=None):
-    """Commits planted trials as a sweep of two packs."""
+def stored(root, trials: pa.Table, name="digits", sweep_file=None, suffix=".yaml"):
+    """Commits planted trials as a sweep of two packs, planned where there is a sweep file."""
     sweep = Store(root).sweep(name)
     rows = []
     for row in trials.to_pylist():
@@ -25,7 +27,8 @@ def stored(root, trials: pa.Table, name="digits", sweep_file=None):
     for pack, part in (("even", rows[::2]), ("odd", rows[1::2])):
         assert sweep.commit(pack, "a", table([r | {"pack_id": pack, "attempt": "a"} for r in part], TRIALS), {})
     if sweep_file:
-        (sweep.path / "sweep.yaml").write_text(sweep_file)
+        planned = table([{k: row[k] for k in PLAN.names if k in row} for row in rows], PLAN)
+        sweep.write_plan(planned.replace_schema_metadata(plan_metadata(Measure(), suffix, sweep_file)), 1, 1)
     return root
 
 
@@ -123,9 +126,18 @@ def test_margins_as_given_then_of_the_sweep_file_then_of_the_metric(tmp_path):
 
 
 def test_margins_in_toml(tmp_path):
-    stored(tmp_path, grid(bent, seeds=4))
-    (tmp_path / "digits" / "sweep.toml").write_text('name = "digits"\n[margins]\nlambda_max = 0.3\n')
+    text = 'name = "digits"\n[margins]\nlambda_max = 0.3\n'
+    stored(tmp_path, grid(bent, seeds=4), sweep_file=text, suffix=".toml")
     assert invariance(tmp_path, "digits")[0].margin == 0.3
+
+
+def test_margins_are_those_of_the_plan_and_of_its_copy_where_it_is_lost(tmp_path):
+    stored(tmp_path, grid(bent, seeds=4), sweep_file="margins: {lambda_max: 0.3}\n")
+    (tmp_path / "digits" / "sweep.yaml").write_text("margins: {lambda_max: 0.2}\n")
+    assert invariance(tmp_path, "digits")[0].margin == 0.3
+    (plan,) = (tmp_path / "digits" / "plan").iterdir()
+    plan.unlink()
+    assert invariance(tmp_path, "digits")[0].margin == 0.2
 
 
 @pytest.mark.parametrize("margin", [0, -0.1, float("nan"), float("inf")])
@@ -152,7 +164,7 @@ def test_unknown_names_come_with_suggestions(tmp_path):
 
 def test_a_sweep_without_trials_has_no_verdicts(tmp_path):
     sweep = Store(tmp_path).sweep("digits")
-    (sweep.path / "trials").mkdir(parents=True)
+    (sweep.storage.root / "trials").mkdir(parents=True)
     assert invariance(tmp_path, "digits") == []
     assert verdict_text(tmp_path, "digits", []).startswith("No trial has ended yet")
 

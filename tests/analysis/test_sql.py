@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from analysis.database import connect
 from analysis.sql import LOCK, QueryError, sql
-from trainables.store import StoreError
+from trainables.storage import StoreError
 
 
 def snapshot(*directories: Path) -> dict[str, int]:
@@ -122,7 +122,7 @@ ESCAPES = [
 def test_no_way_out(store, tmp_path, query):
     outside = tmp_path / "outside"
     before = snapshot(tmp_path)
-    text = query.format(secret=tmp_path / "secret.csv", store=store.root, outside=outside)
+    text = query.format(secret=tmp_path / "secret.csv", store=store.storage.root, outside=outside)
     with pytest.raises(QueryError) as refusal:
         sql(store, text)
     assert "swordfish" not in str(refusal.value)
@@ -134,7 +134,7 @@ def test_no_way_out(store, tmp_path, query):
 def test_the_wall_holds_without_the_gate(store, tmp_path, query):
     """What a statement may be is one question; that it can reach no file must not depend on the answer."""
     before = snapshot(tmp_path)
-    text = query.format(secret=tmp_path / "secret.csv", store=store.root, outside=tmp_path / "outside")
+    text = query.format(secret=tmp_path / "secret.csv", store=store.storage.root, outside=tmp_path / "outside")
     with connect(store) as connection:
         connection.execute(LOCK)
         try:
@@ -174,14 +174,14 @@ def test_any_text_is_answered_or_refused(builder, tmp_path_factory, query):
     build = builder(tmp_path_factory.getbasetemp() / "any-text")
     if not build.store.sweeps():
         build.commit("p", build.measured("t"))
-    before = snapshot(build.store.root)
+    before = snapshot(build.store.storage.root)
     try:
         sql(build.store, query)
     except QueryError:
         pass
     except UnicodeEncodeError:
         assert any("\ud800" <= c <= "\udfff" for c in query)
-    assert snapshot(build.store.root) == before
+    assert snapshot(build.store.storage.root) == before
 
 
 @pytest.mark.parametrize(
@@ -208,14 +208,14 @@ def test_a_refusal_says_what_to_do(store, query, says):
 def test_a_damaged_file_is_named(build, damage):
     build.commit("p", build.measured("t"))
     build.commit("q", build.measured("u"))
-    damage(build.sweep().path / "trials" / "q.parquet")
+    damage(build.sweep().storage.root / "trials" / "q.parquet")
     with pytest.raises(StoreError, match=r"digits/trials/q\.parquet: cannot be read: .*`isoratio verify`"):
         sql(build.store, "SELECT * FROM trials")
 
 
 def test_a_damaged_side_file_harms_no_other_table(build, damage):
     build.commit("p", build.measured("t"))
-    damage(build.sweep().path / "curves" / "p.a.parquet")
+    damage(build.sweep().storage.root / "curves" / "p.a.parquet")
     assert sql(build.store, "FROM trials").num_rows == 1
     with pytest.raises(StoreError, match=r"digits/curves/p\.a\.parquet: cannot be read"):
         sql(build.store, "FROM curves")
@@ -228,7 +228,7 @@ def test_two_columns_of_one_name(store):
 def test_neither_torch_nor_ray_nor_scipy_is_imported(store):
     code = (
         "import sys; from analysis.sql import sql; from analysis.status import status; import analysis.exchange;"
-        f"sql({str(store.root)!r}, 'FROM trials'); status({str(store.root)!r});"
+        f"sql({str(store.storage.root)!r}, 'FROM trials'); status({str(store.storage.root)!r});"
         "print(sorted({'torch', 'ray', 'scipy', 'typer'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]

@@ -2,52 +2,40 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import socket
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.status import status
-from trainables.store import StoreError
+from trainables.lease import Lease
+from trainables.storage import StoreError
 
 COUNTS = ("finished", "diverged", "failed", "running", "pending")
 COLUMNS = ["sweep", "state", "planned", *COUNTS, "trials_per_second", "eta_seconds"]
 
 HOLD = """
-import fcntl, sys, time
-with open(sys.argv[1]) as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+import sys, time
+from trainables.lease import Lease
+from trainables.store import Store
+with Lease(Store(sys.argv[1]).sweep("digits")):
     print("held", flush=True)
     time.sleep(60)
 """
 
+TOLD = {"trials_per_second": 2.0, "eta_seconds": 30.0}
+
 
 @contextmanager
-def launch(sweep, packs=(), state="running", lock=True, **values):
-    """What a launch leaves in ``log/``, and the lock that it holds."""
-    sweep.log_path.mkdir(parents=True, exist_ok=True)
-    beat = {
-        "launch_id": "l",
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "updated": time.time(),
-        "state": state,
-        "running_packs": list(packs),
-        "trials_per_second": 2.0,
-        "eta_seconds": 30.0,
-    }
-    (sweep.log_path / "launch.json").write_text(json.dumps(beat | values))
-    with (sweep.log_path / "launch.lock").open("w") as file:
-        if lock:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def launch(sweep, packs=()):
+    """A launch whose heart beats."""
+    lease = Lease(sweep)
+    lease.every = 0.05  # it says 1 second: only silence of 2.5 makes it dead
+    with lease:
+        lease.beat(running_packs=list(packs), **TOLD)
         yield
 
 
@@ -75,23 +63,32 @@ def test_a_running_sweep(build):
 
 
 @pytest.mark.parametrize(
-    ("beat", "state"),
+    ("where", "said", "state"),
     [
-        ({"lock": True, "state": "stopped"}, "running"),  # a new launch that has not beaten yet
-        ({"lock": False, "state": "stopped"}, "stopped"),
-        ({"lock": False, "state": "running"}, "interrupted"),
-        ({"lock": False, "state": "running", "updated": 0.0, "host": "elsewhere"}, "interrupted"),
-        ({"lock": False, "state": "running", "host": "elsewhere"}, "running"),
+        ("here", "stopped", "stopped"),
+        ("here", "interrupted", "interrupted"),
+        ("gone", "running", "interrupted"),
+        ("here", "running", "interrupted"),  # a process that is there, but does not beat
+        ("elsewhere", "running", "interrupted"),
+        ("elsewhere", "stopped", "stopped"),
     ],
 )
-def test_state_of_a_sweep_with_work_left(build, beat, state):
+def test_state_of_a_sweep_with_work_left(build, where, said, state):
     planned(build)
-    with launch(build.sweep(), ["p1"], **beat):
+    build.hold(where, state=said, running_packs=["p1"], **TOLD)
+    (row,) = status(build.store)
+    assert (row["state"], row["running"], row["eta_seconds"]) == (state, 0, None)
+
+
+@pytest.mark.parametrize("machine", ["this", "another"])
+def test_a_launch_after_one_that_stopped_is_running(build, monkeypatch, machine):
+    planned(build)
+    build.hold(state="stopped")
+    with launch(build.sweep(), ["p1"]):
+        if machine == "another":
+            monkeypatch.setattr("trainables.lease._machine", lambda: "another")
         (row,) = status(build.store)
-    assert row["state"] == state
-    alive = state == "running"
-    assert row["running"] == (2 if alive else 0)
-    assert row["eta_seconds"] == (30.0 if alive else None)
+    assert (row["state"], row["running"], row["eta_seconds"]) == ("running", 2, 30.0)
 
 
 def test_a_planned_sweep_that_never_ran_is_interrupted(build):
@@ -105,8 +102,8 @@ def test_complete_is_when_nothing_is_left(build, said):
     for pack in range(2):
         build.commit(f"p{pack}", *(build.measured(str(2 * pack + k)) for k in range(2)))
     build.fail("p2", build.trial("4"), build.trial("5"))
-    with launch(build.sweep(), state=said, lock=False):
-        (row,) = status(build.store)
+    build.hold(state=said)
+    (row,) = status(build.store)
     assert (row["state"], row["finished"], row["failed"]) == ("complete", 4, 2)
 
 
@@ -127,22 +124,21 @@ def test_one_sweep_of_several(build):
 
 def test_a_renamed_directory_is_noticed(build):
     planned(build)
-    build.sweep().path.rename(build.store.root / "other")
+    build.sweep().storage.root.rename(build.store.storage.root / "other")
     with pytest.raises(StoreError, match="rows of sweep 'digits' lie in a directory of another name"):
         status(build.store)
 
 
-def test_a_killed_launch_is_interrupted_at_once(build):
-    """The lock goes with its process, whatever the heartbeat says."""
+def test_a_killed_launch_is_interrupted_at_once(build, monkeypatch):
+    """Its process is gone: nobody waits for its next beat."""
     planned(build)
-    with launch(build.sweep(), ["p1"], lock=False):
-        pass
-    lock = str(build.sweep().log_path / "launch.lock")
-    with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, text=True) as holder:
+    command = [sys.executable, "-c", HOLD, str(build.store.storage.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         assert status(build.store)[0]["state"] == "running"
         holder.kill()
         holder.wait()
+        monkeypatch.setattr("analysis.database.is_silent", lambda *_: pytest.fail("it was watched"))
         assert status(build.store)[0]["state"] == "interrupted"
 
 
@@ -150,7 +146,7 @@ FATES = st.lists(st.sampled_from(COUNTS), min_size=1, max_size=12)
 
 
 @given(fates=FATES, alive=st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_numbers_sum_to_what_is_planned(builder, tmp_path_factory, fates, alive):
     build = builder(tmp_path_factory.mktemp("store"))
     build.plan(*(build.trial(f"t{k}", pack_id=f"p{k}") for k in range(len(fates))))
@@ -159,7 +155,9 @@ def test_numbers_sum_to_what_is_planned(builder, tmp_path_factory, fates, alive)
             build.commit(f"p{k}", build.trial(f"t{k}", status=fate))
         elif fate == "failed":
             build.fail(f"p{k}", build.trial(f"t{k}"))
-    with launch(build.sweep(), [f"p{k}" for k, fate in enumerate(fates) if fate == "running"], lock=alive):
+    packs = [f"p{k}" for k, fate in enumerate(fates) if fate == "running"]
+    build.hold("gone", running_packs=packs)
+    with launch(build.sweep(), packs) if alive else nullcontext():
         (row,) = status(build.store)
     expected = [fate if alive or fate != "running" else "pending" for fate in fates]
     assert {name: row[name] for name in COUNTS} == {name: expected.count(name) for name in COUNTS}

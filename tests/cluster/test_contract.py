@@ -2,28 +2,33 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import workload
 from hypothesis import given
 from hypothesis import strategies as st
-from workload import Order, written
+from workload import orders, written
 
 from cluster import Event, Executor, Failed, Finished, InlineExecutor, Progress
+from cluster.tune import TuneExecutor
+
+CORES = len(os.sched_getaffinity(0))
 
 
-@pytest.fixture(params=["inline", "tune"])
-def executor(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Executor:
+@pytest.fixture(scope="module", params=["inline", "tune"])
+def executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
     """One that runs a single item at a time, so that the order of all events is known."""
-    monkeypatch.chdir(Path(__file__).parent)  # where workers find `workload`
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    if request.param == "inline":
-        return InlineExecutor()
-    from cluster.tune import TuneExecutor
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
+        with InlineExecutor() if request.param == "inline" else TuneExecutor(cpus_per_item=CORES) as made:
+            yield made
 
-    return TuneExecutor(cpus_per_item=len(os.sched_getaffinity(0)))
+
+@pytest.fixture(autouse=True)
+def _where_workers_find_workload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
 
 
 @pytest.fixture
@@ -31,10 +36,6 @@ def out(tmp_path: Path) -> Path:
     """Where items leave what they wrote."""
     (tmp_path / "out").mkdir()
     return tmp_path / "out"
-
-
-def orders(directory: Path, *behaviours: str) -> list[Order]:
-    return [Order(str(directory), number, behaviour) for number, behaviour in enumerate(behaviours)]
 
 
 def without_progress(events: Sequence[Event]) -> list[tuple[str, int]]:
@@ -45,19 +46,22 @@ def test_items_start_in_order_and_a_failing_one_changes_nothing_for_the_others(
     executor: Executor, out: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     events: list[Event] = []
-    items = orders(out, "write", "raise", "slow", "exit", "refuse", "write")
+    items = orders(out, "write", "raise", "slow", "exit", "refuse", "interrupt", "write")
     executor.run(workload.obey, items, on_event=events.append, stop=lambda: False)
     assert without_progress(events) == [
         ("Started", 0), ("Finished", 0), ("Started", 1), ("Failed", 1), ("Started", 2), ("Finished", 2),
-        ("Started", 3), ("Failed", 3), ("Started", 4), ("Failed", 4), ("Started", 5), ("Finished", 5),
+        ("Started", 3), ("Failed", 3), ("Started", 4), ("Failed", 4), ("Started", 5), ("Failed", 5),
+        ("Started", 6), ("Finished", 6),
     ]  # fmt: skip
-    assert written(out) == [0, 2, 5]
-    bad, exited, refused = (e for e in events if isinstance(e, Failed))
+    assert written(out) == [0, 2, 6]
+    bad, exited, refused, interrupted = (e for e in events if isinstance(e, Failed))
     assert bad.cause == exited.cause == refused.cause == "exception"
+    assert interrupted.cause == "preemption"
     assert "ValueError: item 1 is bad" in bad.error
     assert "workload.py" in bad.error
     assert "SystemExit: 3" in exited.error
     assert "TypeError: item 4 cannot even begin" in refused.error
+    assert "InterruptedError: item 5 may go on later" in interrupted.error
     slow = [e.fraction for e in events if isinstance(e, Progress) and e.index == 2]
     assert 0.25 in slow
     assert slow == sorted(slow)

@@ -26,10 +26,17 @@ def _steps(order: Order) -> Iterator[float]:
     match order.behaviour:
         case "raise":
             raise ValueError(f"item {order.number} is bad")
+        case "interrupt":
+            raise InterruptedError(f"item {order.number} may go on later")
         case "exit":
             sys.exit(3)
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from _until_interrupted(order)
+        case "patient":
+            yield from _until_interrupted(order)
         case "slow":
             time.sleep(0.7)
             yield 0.25
@@ -38,8 +45,23 @@ def _steps(order: Order) -> Iterator[float]:
             time.sleep(order.number * 7 % 11 / 500)
         case "endless":
             time.sleep(600)
-    Path(order.directory, str(order.number)).write_text(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')}")
+    threads = os.environ.get("OMP_NUM_THREADS")
+    Path(order.directory, str(order.number)).write_text(f"{os.getpid()} {os.getppid()} {threads}")
     yield 1.0
+
+
+def _until_interrupted(order: Order) -> Iterator[float]:
+    try:
+        while True:
+            time.sleep(0.05)
+            yield 0.5
+    except InterruptedError:
+        Path(order.directory, str(order.number)).write_text("saved")
+        raise
+
+
+def orders(directory: Path, *behaviours: str) -> list[Order]:
+    return [Order(str(directory), number, behaviour) for number, behaviour in enumerate(behaviours)]
 
 
 def written(directory: Path) -> list[int]:

@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator import import_trials, interpolate, launch, resume, sql, verify
 from trainables.endpoints import Endpoint, as_file, read
-from trainables.store import ENDPOINTS, DamagedStoreError, Store, StoreError
+from trainables.storage import DamagedStoreError, StoreError
+from trainables.store import ENDPOINTS, Store
 
 SWEEP = """
     name: {name}
@@ -142,13 +143,13 @@ def test_a_trial_of_the_users_own_has_no_endpoint(tmp_path: Path, monkeypatch: p
 def test_reused_trials_bring_their_endpoints(tmp_path: Path) -> None:
     go(tmp_path)
     go(tmp_path, "more", seeds=3)
-    mine, copies = (Store(tmp_path / "store").sweep(name).path / ENDPOINTS for name in ("kept", "more"))
-    (copied,) = copies.glob("reuse-*")
+    mine, copies = (Store(tmp_path / "store").sweep(name).storage for name in ("kept", "more"))
+    (copied,) = (f"{ENDPOINTS}/{name}" for name in copies.names(ENDPOINTS) if name.startswith("reuse-"))
     shared = [name[5:] for name in ids(tmp_path, "status = 'finished'")]
-    found = read(copied, shared)
-    for path in mine.iterdir():
-        for trial_id in [i for i in shared if i.encode() in path.read_bytes()]:
-            (before,) = read(path, [trial_id]).values()
+    found = read(copies, copied, shared)
+    for name in (f"{ENDPOINTS}/{name}" for name in mine.names(ENDPOINTS)):
+        for trial_id in [i for i in shared if i.encode() in mine.read(name)]:
+            (before,) = read(mine, name, [trial_id]).values()
             assert found[trial_id].trial == before.trial
             assert found[trial_id].tensors.keys() == before.tensors.keys()
             assert all(np.array_equal(found[trial_id].tensors[k], v) for k, v in before.tensors.items())
@@ -181,12 +182,13 @@ def test_a_damaged_endpoint_is_never_copied_and_its_pack_runs_again(tmp_path: Pa
 def test_tensors_that_are_not_what_was_measured_are_refused(tmp_path: Path) -> None:
     go(tmp_path)
     name, other = ids(tmp_path, "arch = 'linear' AND batch_size = 8")
-    for path in (tmp_path / "store/kept" / ENDPOINTS).iterdir():
-        if name[5:].encode() in path.read_bytes():
-            found = read(path, [name[5:], other[5:]])
+    storage = Store(tmp_path / "store").sweep("kept").storage
+    for file in (f"{ENDPOINTS}/{file}" for file in storage.names(ENDPOINTS)):
+        if name[5:].encode() in storage.read(file):
+            found = read(storage, file, [name[5:], other[5:]])
             wrong = found[other[5:]]
             found[other[5:]] = Endpoint(wrong.trial, {k: v + 1 for k, v in wrong.tensors.items()})
-            path.write_bytes(as_file(found))
+            storage.replace(file, as_file(found))
     for pair in ((name, other), (other, name)):
         with pytest.raises(ValueError, match=rf"trial {other} now has a test loss of .*, but .* when it was trained"):
             interpolate(*pair, tmp_path / "store")

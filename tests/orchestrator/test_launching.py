@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from orchestrator import import_trials, launch, logs, plan, remove, resume, run_trial, sql, status, stop, verify
+from orchestrator import import_trials, launch, logs, plan, resume, run_trial, sql, status, verify
 from orchestrator.launching import LaunchResult
-from orchestrator.lock import LaunchHeldError, launch_lock
 from orchestrator.reconcile import SweepChangedError
-from trainables.store import Store, StoreError
+from trainables.lease import LaunchHeldError, Lease
+from trainables.storage import StoreError
+from trainables.store import Store, SweepStore
 
 SWEEP = """
     name: small
@@ -47,6 +49,16 @@ def go(file: Path, tmp_path: Path, **options: Any) -> LaunchResult:
 
 def rows(tmp_path: Path, query: str = "SELECT * FROM trials ORDER BY trial_id") -> list[dict[str, Any]]:
     return sql(tmp_path / "store", query).to_pylist()
+
+
+def small(tmp_path: Path) -> SweepStore:
+    return Store(tmp_path / "store").sweep("small")
+
+
+def planned(tmp_path: Path) -> list[dict[str, Any]]:
+    found = small(tmp_path).read_plan()
+    assert found is not None
+    return found.to_pylist()
 
 
 def committed(tmp_path: Path) -> dict[str, bytes]:
@@ -106,8 +118,12 @@ def test_another_meaning_under_the_same_name_is_refused_with_a_difference(
     with pytest.raises(SweepChangedError, match="another name") as refused:
         go(write(tmp_path, **change), tmp_path)
     assert any(line.startswith("+") and shown in line for line in str(refused.value).splitlines())
-    changed = {p for p, data in before.items() if p.read_bytes() != data}
-    assert {p.name for p in changed} <= {"launch.lock"}
+    assert {p for p, data in before.items() if p.read_bytes() != data} == set()
+    new = {str(p.relative_to(tmp_path / "store/small")) for p in (tmp_path / "store").rglob("*") if p.is_file()}
+    assert new - {str(p.relative_to(tmp_path / "store/small")) for p in before} == {
+        "lease/000002.json",
+        "log/000002.json",
+    }
 
 
 def test_equal_trials_of_another_sweep_are_reused_not_run(tmp_path: Path) -> None:
@@ -203,38 +219,12 @@ def test_a_limit_runs_some_and_resume_the_rest(tmp_path: Path) -> None:
 
 def test_asked_to_stop_it_commits_what_runs_and_starts_no_more(tmp_path: Path) -> None:
     file = write(tmp_path, SWEEP + "    pack: {max_trials: 2}\n")
-    asked = iter([False, False, False, True])
-    result = go(file, tmp_path, should_stop=lambda: next(asked, True))
+    asked = iter([None] * 6)  # before a pack starts, and again while the first one runs
+    result = go(file, tmp_path, should_stop=lambda: next(asked, "finish"))
     assert result.stopped
-    assert 0 < result.done < 12
-    assert result.done == len(rows(tmp_path))
+    assert result.done == result.ran == len(rows(tmp_path)) == 2
     assert status(tmp_path / "store", "small")[0]["state"] == "stopped"
     assert resume("small", tmp_path / "store", executor="inline").done == 12
-
-
-def test_stop_says_whether_there_is_a_launch_to_stop(tmp_path: Path) -> None:
-    go(write(tmp_path), tmp_path)
-    assert not stop("small", tmp_path / "store")
-    with launch_lock(Store(tmp_path / "store").sweep("small")):
-        assert stop("small", tmp_path / "store")
-    assert go(write(tmp_path), tmp_path).done == 12  # a request left behind stops no later launch
-
-
-def test_one_launch_per_sweep(tmp_path: Path) -> None:
-    file = write(tmp_path)
-    go(file, tmp_path)
-    with launch_lock(Store(tmp_path / "store").sweep("small")):
-        for again in (lambda: go(file, tmp_path), lambda: remove("small", tmp_path / "store")):
-            with pytest.raises(LaunchHeldError, match=r"sweep 'small' is being run by process \d+ on .* since"):
-                again()
-
-
-def test_a_sweep_is_removed_whole(tmp_path: Path) -> None:
-    go(write(tmp_path), tmp_path)
-    remove("small", tmp_path / "store")
-    assert list((tmp_path / "store").iterdir()) == []
-    with pytest.raises(StoreError, match="no sweep 'small'"):
-        resume("small", tmp_path / "store")
 
 
 def test_a_trial_run_again_alone_gives_what_is_stored_and_stores_nothing(tmp_path: Path) -> None:
@@ -256,11 +246,21 @@ def test_a_trial_run_again_alone_gives_what_is_stored_and_stores_nothing(tmp_pat
 def test_the_plan_is_stored_before_anything_runs_and_packs_never_change(tmp_path: Path) -> None:
     file = write(tmp_path)
     go(file, tmp_path)
-    first = pq.read_table(tmp_path / "store/small/plan.parquet").to_pylist()
+    first = planned(tmp_path)
     go(write(tmp_path, seed="{range: 5}"), tmp_path)
-    second = {r["trial_id"]: r for r in pq.read_table(tmp_path / "store/small/plan.parquet").to_pylist()}
+    second = {r["trial_id"]: r for r in planned(tmp_path)}
     assert all(second[r["trial_id"]] == r for r in first)
-    assert (tmp_path / "store/small/sweep.yaml").read_text() == file.read_text()
+    assert small(tmp_path).sweep_file() == (".yaml", file.read_text())
+    assert (tmp_path / "store/small/sweep.yaml").read_text() == file.read_text(), "a copy for people"
+
+
+def test_resume_goes_by_the_sweep_file_in_the_plan(tmp_path: Path) -> None:
+    """Its copy may be edited, or cut off with the launch that was to write it."""
+    go(write(tmp_path), tmp_path)
+    write(tmp_path / "store/small", seed="{range: 5}")
+    assert resume("small", tmp_path / "store", executor="inline").planned == 12
+    (tmp_path / "store/small/sweep.yaml").unlink()
+    assert resume("small", tmp_path / "store", executor="inline").planned == 12
 
 
 def test_plan_writes_nothing_and_knows_what_is_done(tmp_path: Path) -> None:
@@ -304,8 +304,9 @@ def test_imported_trials_are_not_mixed_with_a_launch(tmp_path: Path) -> None:
 def test_a_lost_plan_is_made_again_and_nothing_runs_twice(tmp_path: Path) -> None:
     file = write(tmp_path)
     go(file, tmp_path)
-    (tmp_path / "store/small/plan.parquet").unlink()
-    again = go(file, tmp_path)
+    for kept in (tmp_path / "store/small/plan").iterdir():
+        kept.unlink()
+    again = resume("small", tmp_path / "store", executor="inline")
     assert (again.ran, again.done, again.planned) == (0, 12, 12)
     assert run_trial("small", rows(tmp_path)[0]["trial_id"], tmp_path / "store")
 
@@ -352,5 +353,81 @@ def test_a_changed_plugin_is_said(callables: Path, capsys: pytest.CaptureFixture
 
 def test_a_detached_launch_of_a_held_sweep_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path)
-    with launch_lock(Store(tmp_path / "store").sweep("small")), pytest.raises(LaunchHeldError):
+    with (
+        Lease(small(tmp_path)),
+        pytest.raises(LaunchHeldError, match=f"^sweep 'small' is .* process {os.getpid()} on "),
+    ):
         go(file, tmp_path, detach=True)
+
+
+def test_a_store_of_the_first_format_goes_on(tmp_path: Path) -> None:
+    """Its plan lay elsewhere, nothing marked it, no lease was taken, and rows lacked columns."""
+    file = write(tmp_path, SWEEP + "    pack: {max_trials: 3}\n")
+    go(file, tmp_path, limit=6)
+    before = rows(tmp_path, "SELECT trial_id, test_loss, lambda_max, pack_id FROM trials")
+    as_format_1(tmp_path / "store/small")
+    assert rows(tmp_path, "SELECT trial_id, test_loss, lambda_max, pack_id FROM trials") == before
+    assert (status(tmp_path / "store")[0]["state"], status(tmp_path / "store")[0]["pending"]) == ("interrupted", 6)
+    kept = committed(tmp_path)
+    rest = resume("small", tmp_path / "store", executor="inline")
+    assert (rest.ran, rest.done) == (6, 12)
+    assert kept.items() < committed(tmp_path).items()
+    assert not (tmp_path / "store/small/plan.parquet").exists()
+    assert {r["together"] for r in rows(tmp_path)} == {None, 3}
+    assert go(write(tmp_path, SWEEP + "    pack: {max_trials: 3}\n", seed="{range: 4}"), tmp_path).ran == 4
+    log = "".join(logs("small", tmp_path / "store"))
+    assert log.startswith("a line of format 1\n")
+    assert "16/16 trials done" in log
+
+
+def as_format_1(sweep: Path) -> None:
+    """Turns a sweep into what version 0.1.0 left behind after an interruption."""
+    (plan_file,) = (sweep / "plan").iterdir()
+    found = pq.read_table(plan_file)
+    old = found.replace_schema_metadata({b"measure": found.schema.metadata[b"measure"]})
+    pq.write_table(old, sweep / "plan.parquet")
+    for path in [*(sweep / "plan").iterdir(), *(sweep / "lease").iterdir(), *(sweep / "log").iterdir()]:
+        path.unlink()
+    (sweep / "format.json").unlink()
+    (sweep / "log/launch.log").write_text("a line of format 1\n")
+    (sweep / "log/launch.lock").write_text("{}")
+    (sweep / "log/launch.json").write_text('{"state": "running", "running_packs": []}')
+    for path in (sweep / "trials").iterdir():
+        pq.write_table(pq.read_table(path).drop_columns(["together", "physical_batch_size"]), path)
+
+
+def test_a_store_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    go(file, tmp_path, limit=1)
+    small(tmp_path).storage.replace("format.json", b'{"format": 3, "isoratio": "9.1"}')
+    before = {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()}
+    for refused in (
+        lambda: go(file, tmp_path),
+        lambda: go(file, tmp_path, detach=True),
+        lambda: resume("small", tmp_path / "store", executor="inline"),
+        lambda: plan(file, tmp_path / "store"),
+        lambda: go(write(tmp_path, name="name: other"), tmp_path),
+    ):
+        with pytest.raises(StoreError, match=r"store/small: written by Isoratio 9\.1 in format 3; .*: install a newer"):
+            refused()
+    assert {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p in before} == before
+
+
+@pytest.mark.parametrize("what", ["", "trials", "plan"])
+def test_a_sweep_that_is_a_link_is_refused(tmp_path: Path, what: str) -> None:
+    file = write(tmp_path)
+    go(file, tmp_path, limit=1)
+    (tmp_path / "store/small" / what).rename(tmp_path / "elsewhere")
+    (tmp_path / "store/small" / what).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=rf"small/?{what} is a link: a store holds files of its own only; put the fi"):
+        go(file, tmp_path)
+
+
+def test_a_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    go(file, tmp_path)
+    rows_file = next((tmp_path / "store/small/trials").iterdir())
+    rows_file.rename(tmp_path / "elsewhere.parquet")
+    rows_file.symlink_to(tmp_path / "elsewhere.parquet")
+    with pytest.raises(StoreError, match=f"{rows_file.name} is a link: a store holds files of its own only"):
+        go(file, tmp_path)

@@ -23,9 +23,11 @@ from orchestrator.planning import duration, plan
 from orchestrator.reconcile import Reconciliation, SweepChangedError, reconcile
 from orchestrator.sizes import size
 from orchestrator.sweepfile import SweepFile, load
+from trainables.packs import plan_metadata
 from trainables.schema import CURVES, EIGENVALUES, FAILURES, PLAN, PROVENANCE, TRIALS
 from trainables.stacking import STACKED_CONVOLUTION
-from trainables.store import DamagedStoreError, Store, StoreError, SweepStore, new_attempt, table
+from trainables.storage import DamagedStoreError, StoreError
+from trainables.store import Store, SweepStore, new_attempt, table
 from trainables.trial import FIELDS, Trial
 
 GRID = "lr: [0.1, 0.2], batch_size: [8, 16], seed: {range: 3}"
@@ -51,16 +53,20 @@ class _World:
         """Like a launch: writes the plan and copies what is reused."""
         found = reconcile(sweep, self.store, **options)
         files = self.files(sweep.name)
-        files.path.mkdir(parents=True, exist_ok=True)
-        (files.path / "sweep.yaml").write_text(sweep.text)
-        files.write_plan(found.plan())
+        self.write_plan(sweep, found)
         for reuse in found.reuse:
             assert reuse.commit(self.store, files)
         return found
 
+    def write_plan(self, sweep: SweepFile, found: Reconciliation) -> None:
+        metadata = plan_metadata(sweep.measure, sweep.suffix, sweep.text)
+        files = self.files(sweep.name)
+        files.write_plan(found.plan().replace_schema_metadata(metadata), 1, 1 + len(files.storage.names("plan")))
+
     def run(self, pack_id: str, name: str = "s", failing: Iterable[str] = (), cause: str = "exception") -> None:
-        """Commits a pack of the plan; the members that fail are recorded, after a crash all of them."""
-        rows = self.files(name).read_pack(pack_id).to_pylist()
+        """Commits a pack of the plan; the members that raise are recorded, after another cause all of them."""
+        files = self.files(name)
+        rows = files.read_pack(files.plan_name() or "", pack_id).to_pylist()
         self.runs.update(row["trial_id"] for row in rows)
         attempt, failing = new_attempt(), set(failing)
         common = {"attempt": attempt, "seconds": 0.5, "device": "cpu"}
@@ -69,12 +75,12 @@ class _World:
         failed = [
             {k: v for k, v in row.items() if k in FAILURES.names} | {"round": r["round"], "cause": cause, "error": "no"}
             for row, r in zip(base, rows, strict=True)
-            if cause == "crash" or row["trial_id"] in failing
+            if cause != "exception" or row["trial_id"] in failing
         ]
         good = [
             row | {"status": "diverged" if row["lr"] > 1 else "finished", "provenance_id": "p", "engine": "fused"}
             for row in base
-            if cause != "crash" and row["trial_id"] not in failing
+            if cause == "exception" and row["trial_id"] not in failing
         ]
         if good:
             at = {"step": 1, "epoch": 1.0}
@@ -87,20 +93,22 @@ class _World:
                 k: table([{n: row[n] for n in schemas[k].names if n in row} for row in rows], schemas[k])
                 for k, rows in side.items()
             }
-            self.files(name).commit(pack_id, attempt, table(good, TRIALS), tables)
-            self.files(name).write_provenance("p", table([{"provenance_id": "p"}], PROVENANCE))
+            files.commit(pack_id, attempt, table(good, TRIALS), tables)
+            files.write_provenance("p", table([{"provenance_id": "p"}], PROVENANCE))
         if failed:
-            self.files(name).write_failures(pack_id, attempt, table(failed, FAILURES))
+            files.write_failures(pack_id, attempt, table(failed, FAILURES))
 
     def planned(self, name: str = "s") -> dict[str, tuple[str, int, int]]:
         """trial_id -> pack_id, slot, round."""
-        rows = pq.read_table(self.files(name).plan_path).to_pylist()
+        plan = self.files(name).read_plan()
+        assert plan is not None
+        rows = plan.to_pylist()
         assert len({row["trial_id"] for row in rows}) == len(rows), "one row per trial"
         assert len({(row["pack_id"], row["slot"]) for row in rows}) == len(rows)
         return {row["trial_id"]: (row["pack_id"], row["slot"], row["round"]) for row in rows}
 
     def committed(self, name: str = "s") -> list[str]:
-        paths = sorted((self.files(name).path / "trials").glob("*.parquet"))
+        paths = sorted((self.files(name).storage.root / "trials").glob("*.parquet"))
         return [t for p in paths for t in pq.read_table(p)["trial_id"].to_pylist()]
 
 
@@ -298,7 +306,7 @@ def test_another_meaning_is_refused_with_the_difference(world: _World) -> None:
     with pytest.raises(SweepChangedError) as caught:
         reconcile(smaller, world.store)
     text = str(caught.value)
-    assert f"sweep 's' in {world.store.root} was launched with another meaning" in text
+    assert f"sweep 's' in {world.store.storage.root} was launched with another meaning" in text
     assert "6 of its 12 trials are not in this grid" in text
     assert "\n-grid: {lr: [0.1, 0.2], batch_size" in text
     assert "\n+grid: {lr: [0.1], batch_size" in text
@@ -329,7 +337,8 @@ def test_a_lost_plan_is_made_again(world: _World) -> None:
     sweep = _sweep(world.folder)
     world.run(world.reconcile(sweep).to_run[0])
     before = world.planned()
-    world.files().plan_path.unlink()
+    for name in world.files().storage.names("plan"):
+        world.files().storage.delete(f"plan/{name}")
     found = world.reconcile(sweep)
     assert (found.done, len(found.to_run)) == (6, 1)
     assert world.planned() == before
@@ -338,7 +347,7 @@ def test_a_lost_plan_is_made_again(world: _World) -> None:
 def test_a_damaged_file_is_named(world: _World) -> None:
     sweep = _sweep(world.folder)
     world.run(world.reconcile(sweep).to_run[0])
-    (path,) = (world.files().path / "trials").glob("*.parquet")
+    (path,) = (world.files().storage.root / "trials").glob("*.parquet")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DamagedStoreError, match=f"(?s){path.name}.*`isoratio verify`"):
         reconcile(sweep, world.store)
@@ -395,33 +404,29 @@ def test_no_retries(world: _World) -> None:
     assert len(reconcile(sweep, world.store, retry_failed=True).to_run) == 1
 
 
-def test_after_a_crash_what_is_left_runs_together_once_and_then_alone(world: _World) -> None:
-    sweep = _sweep(world.folder, "lr: [0.1, 0.2], batch_size: [8, 16]")
-    first = world.reconcile(sweep)
-    crashed, well = first.to_run
-    world.run(well)
-    world.run(crashed, cause="crash")
-    second = world.reconcile(sweep)
-    assert second.packs["trials"].to_pylist() == [2]
-    assert _one(second) != crashed
-    world.run(_one(second), cause="crash")
-    third = world.reconcile(sweep)
-    assert third.packs["trials"].to_pylist() == [1, 1]
-    world.run(third.to_run[0])
-    world.run(third.to_run[1], cause="crash")
-    last = world.reconcile(sweep)
-    assert (len(last.failed), last.done) == (1, 3)
-
-
-def test_packs_that_crashed_are_not_mixed(world: _World) -> None:
-    sweep = _sweep(world.folder, "lr: [0.1, 0.2], batch_size: [8], seed: {range: 2}", "pack: {max_trials: 2}")
+@pytest.mark.parametrize("cause", ["crash", "memory", "preemption"])
+def test_after_a_recorded_crash_every_trial_of_the_pack_runs_alone(world: _World, cause: str) -> None:
+    """Its launch has run it again as a whole before: what is to be found out now is which trial it was."""
+    sweep = _sweep(world.folder, "lr: [0.1, 0.2], batch_size: [8, 16], seed: {range: 2}", "pack: {max_trials: 2}")
     first = world.reconcile(sweep)
     before = {pack: {t for t, p in world.planned().items() if p[0] == pack} for pack in first.to_run}
-    for pack in first.to_run:
-        world.run(pack, cause="crash")
+    *crashed, well = first.to_run
+    world.run(well)
+    for pack in crashed:
+        world.run(pack, cause=cause)
     second = world.reconcile(sweep)
-    after = {pack: {t for t, p in world.planned().items() if p[0] == pack} for pack in second.to_run}
-    assert sorted(map(sorted, before.values())) == sorted(map(sorted, after.values()))
+    assert second.packs["trials"].to_pylist() == [1] * 6
+    assert second.done == 2
+    tried = {t: (slot, round_) for t, (pack, slot, round_) in world.planned().items() if pack in second.to_run}
+    assert tried == dict.fromkeys(set.union(*(before[pack] for pack in crashed)), (0, 1))
+    for pack in second.to_run[1:]:
+        world.run(pack)
+    world.run(second.to_run[0], cause=cause)
+    third = world.reconcile(sweep)
+    assert third.packs["round"].to_pylist() == [2]
+    world.run(_one(third), cause=cause)
+    last = world.reconcile(sweep)
+    assert (last.to_run, len(last.failed), last.done) == ([], 1, 7)
 
 
 def test_a_pack_that_was_cut_off_before_its_commit_runs_whole_again(world: _World) -> None:
@@ -430,7 +435,7 @@ def test_a_pack_that_was_cut_off_before_its_commit_runs_whole_again(world: _Worl
     first = world.reconcile(sweep)
     bad = first.grid["trial_id"][0].as_py()
     world.run(_one(first), failing=[bad])
-    (world.files().path / "trials" / f"{_one(first)}.parquet").unlink()
+    (world.files().storage.root / "trials" / f"{_one(first)}.parquet").unlink()
     assert world.reconcile(sweep).to_run == first.to_run
     world.run(_one(first))
     assert sorted(world.committed()) == sorted(first.grid["trial_id"].to_pylist())
@@ -443,7 +448,7 @@ def test_a_member_that_left_no_trace_is_tried_again(world: _World) -> None:
     first = world.reconcile(sweep)
     bad = first.grid["trial_id"][0].as_py()
     world.run(_one(first), failing=[bad])
-    for path in (world.files().path / "failures").glob("*"):
+    for path in (world.files().storage.root / "failures").glob("*"):
         path.unlink()
     world.run(_one(world.reconcile(sweep)))
     assert sorted(world.committed()) == sorted(first.grid["trial_id"].to_pylist())
@@ -487,17 +492,17 @@ def test_trials_of_another_sweep_are_copied_and_not_run(world: _World) -> None:
     assert len(reuse.trial_ids) == 6
     assert sum(found.packs["trials"].to_pylist()) == 12
     assert len(world.planned("t")) == 18
-    copies = pq.read_table(world.files("t").path / "trials" / f"{reuse.pack_id}.parquet").to_pylist()
+    copies = pq.read_table(world.files("t").storage.root / "trials" / f"{reuse.pack_id}.parquet").to_pylist()
     assert {row["sweep"] for row in copies} == {"t"}
     assert {row["pack_id"] for row in copies} == {reuse.pack_id}
     assert [row["slot"] for row in copies] == list(range(6))
     (attempt,) = {row["attempt"] for row in copies}
     for side in ("curves", "eigenvalues"):
-        rows = pq.read_table(world.files("t").path / side / f"{reuse.pack_id}.{attempt}.parquet").to_pylist()
+        rows = pq.read_table(world.files("t").storage.root / side / f"{reuse.pack_id}.{attempt}.parquet").to_pylist()
         assert {row["trial_id"] for row in rows} == set(reuse.trial_ids)
         assert len(rows) == 6
         assert {(row["sweep"], row["pack_id"], row["attempt"]) for row in rows} == {("t", reuse.pack_id, attempt)}
-    assert (world.files("t").path / "provenance" / "p.parquet").exists()
+    assert (world.files("t").storage.root / "provenance" / "p.parquet").exists()
     for pack in found.to_run:
         world.run(pack, "t")
     last = world.reconcile(other)
@@ -510,14 +515,14 @@ def test_a_copy_that_was_cut_off_is_made_again_or_run(world: _World) -> None:
         world.run(pack)
     other = _sweep(world.folder, name="t")
     files = world.files("t")
-    files.write_plan(reconcile(other, world.store).plan())  # and nothing was copied
+    world.write_plan(other, reconcile(other, world.store))  # and nothing was copied
     found = reconcile(other, world.store)
     assert len(found.reuse[0].trial_ids) == 12
     world.reconcile(other)
     assert len(world.committed("t")) == 12
-    for path in (files.path / "trials").glob("*"):
+    for path in (files.storage.root / "trials").glob("*"):
         path.unlink()
-    for path in (world.files().path / "trials").glob("*"):
+    for path in (world.files().storage.root / "trials").glob("*"):
         path.unlink()
     with pytest.raises(StoreError, match="trials that were to be reused are gone; launch again"):
         found.reuse[0].commit(world.store, files)
@@ -557,11 +562,11 @@ def test_a_failed_trial_is_taken_from_a_sweep_where_it_went_well(world: _World) 
 def test_metrics_of_plug_ins_are_copied_too(world: _World) -> None:
     sweep = _sweep(world.folder, "lr: [0.1], batch_size: [8]")
     world.run(_one(world.reconcile(sweep)))
-    (path,) = (world.files().path / "trials").glob("*.parquet")
+    (path,) = (world.files().storage.root / "trials").glob("*.parquet")
     rows = pq.read_table(path)
     pq.write_table(rows.append_column("sharpness", pa.array([7.0])), path)
     world.reconcile(_sweep(world.folder, "lr: [0.1], batch_size: [8]", name="t"))
-    (copy,) = (world.files("t").path / "trials").glob("*.parquet")
+    (copy,) = (world.files("t").storage.root / "trials").glob("*.parquet")
     assert pq.read_table(copy)["sharpness"].to_pylist() == [7.0]
 
 
@@ -571,8 +576,8 @@ def test_metrics_of_plug_ins_are_copied_too(world: _World) -> None:
 def test_plan_counts_everything_and_writes_nothing(world: _World) -> None:
     grid = "arch: [mlp, {name: mlp, depth: 2}], lr: [0.1, 0.2, 0.4], batch_size: [8, 16], seed: {range: 3}"
     _sweep(world.folder, grid, "where: lr < 0.3")
-    found = plan(world.folder / "s.yaml", world.store.root, workers=2)
-    assert not world.store.root.exists()
+    found = plan(world.folder / "s.yaml", world.store.storage.root, workers=2)
+    assert not world.store.storage.root.exists()
     assert found.summary().splitlines()[:4] == [
         "s: 12 trials in 2 packs",
         "  grid     36 points, 18 coincide, 6 left out by `where`",
@@ -587,7 +592,7 @@ def test_plan_counts_everything_and_writes_nothing(world: _World) -> None:
 
 def test_plan_shows_what_share_of_the_time_measuring_takes(world: _World) -> None:
     _sweep(world.folder, f"{GRID}, epochs: [1, 4]", "measure: {at: [1, 2], hessian: {at: []}}")
-    found = plan(world.folder / "s.yaml", world.store.root)
+    found = plan(world.folder / "s.yaml", world.store.storage.root)
     shares, rows = found.measuring, found.rows()
     assert {*shares} == {"hessian", "losses", "gradient_noise"}
     assert [*shares.values()] == sorted(shares.values(), reverse=True)
@@ -599,7 +604,7 @@ def test_plan_shows_what_share_of_the_time_measuring_takes(world: _World) -> Non
         f"  measuring about {sum(shares.values()):.0%} of the time: hessian {shares['hessian']:.0%}, "
     )
     _sweep(world.folder, f"{GRID}, epochs: [1, 4]", "measure: {at: [1, 2], hessian: false, gradient_noise: false}")
-    less = plan(world.folder / "s.yaml", world.store.root)
+    less = plan(world.folder / "s.yaml", world.store.storage.root)
     assert [*less.measuring] == ["losses"]
     assert less.measuring["losses"] < sum(shares.values())
 
@@ -608,12 +613,12 @@ def test_only_packs_that_are_to_run_have_a_share(world: _World) -> None:
     sweep = _sweep(world.folder, f"{GRID}, epochs: [1, 2]")
     for pack in world.reconcile(sweep).to_run[:3]:
         world.run(pack)
-    found = plan(world.folder / "s.yaml", world.store.root)
+    found = plan(world.folder / "s.yaml", world.store.storage.root)
     shares = [row["measuring_share"] for row in found.rows()]
     assert [share is None for share in shares] == [row["estimated_seconds"] is None for row in found.rows()]
     assert shares[-1] == pytest.approx(sum(found.measuring.values()))
     world.run(found.found.to_run[0])
-    done = plan(world.folder / "s.yaml", world.store.root)
+    done = plan(world.folder / "s.yaml", world.store.storage.root)
     assert done.measuring == {}
     assert "measuring" not in done.summary()
 
@@ -622,7 +627,7 @@ def test_plan_learns_how_fast_packs_run(world: _World) -> None:
     sweep = _sweep(world.folder, f"{GRID}, epochs: [1, 2]")
     first = world.reconcile(sweep)
     world.run(first.to_run[0])
-    found = plan(world.folder / "s.yaml", world.store.root, workers=1)
+    found = plan(world.folder / "s.yaml", world.store.storage.root, workers=1)
     cost = first.packs["cost"][0].as_py()
     assert found.is_measured
     assert found.seconds_per_cost == pytest.approx(6 * 0.5 / cost)
@@ -630,18 +635,18 @@ def test_plan_learns_how_fast_packs_run(world: _World) -> None:
     assert "  done     6\n  to run   18 in 3 packs" in found.summary()
     assert [row["estimated_seconds"] is None for row in found.rows()] == [True, False, False, False]
     _sweep(world.folder, name="t")
-    assert "from packs that have run" in plan(world.folder / "t.yaml", world.store.root).summary()
+    assert "from packs that have run" in plan(world.folder / "t.yaml", world.store.storage.root).summary()
 
 
 def test_plan_shows_what_is_reused_and_when_nothing_is_left(world: _World) -> None:
     for pack in world.reconcile(_sweep(world.folder)).to_run:
         world.run(pack)
     _sweep(world.folder, name="t")
-    assert plan(world.folder / "t.yaml", world.store.root).summary().splitlines()[-2:] == [
+    assert plan(world.folder / "t.yaml", world.store.storage.root).summary().splitlines()[-2:] == [
         "  to run   0 in 0 packs",
         "  reused   12 from s",
     ]
-    assert plan(world.folder / "s.yaml", world.store.root).seconds == 0
+    assert plan(world.folder / "s.yaml", world.store.storage.root).seconds == 0
 
 
 @pytest.mark.parametrize(

@@ -147,8 +147,8 @@ def stored(store: Path, measure: Measure, name: str) -> list[dict[str, object]]:
     key = {"sweep": "s", "measure_id": "m", "pack_id": "p", "round": 0, "engine": "loop"}
     trials = [trial(arch="refused:functional_dropout", seed=i) for i in range(2)]
     rows = [key | {"trial_id": f"t{i}", "slot": i} | t.model_dump() for i, t in enumerate(trials)]
-    sweep.write_plan(table(rows, PLAN).replace_schema_metadata(plan_metadata(measure)))
-    assert Pack.of(sweep.read_pack("p")).engine == "loop"
-    list(run_pack(PackItem(str(sweep.root), "s", "p")))
-    files = sorted((sweep.path / name).glob("*.parquet"))
+    plan = sweep.write_plan(table(rows, PLAN).replace_schema_metadata(plan_metadata(measure, ".yaml", "")), 1, 1)
+    assert Pack.of(sweep.read_pack(plan, "p")).engine == "loop"
+    list(run_pack(PackItem(sweep.store_url, "s", "p", plan, 1)))
+    files = sorted((sweep.storage.root / name).glob("*.parquet"))
     return pa.concat_tables([pq.read_table(f) for f in files]).to_pylist() if files else []

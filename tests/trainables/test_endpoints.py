@@ -18,8 +18,9 @@ from torch.nn.functional import cross_entropy
 from trainables.datasets import load_dataset
 from trainables.endpoints import Endpoint, as_file, read
 from trainables.engines import build
+from trainables.schema import FORMAT
 from trainables.settings import Measure
-from trainables.store import DamagedStoreError
+from trainables.storage import DamagedStoreError, LocalStorage
 
 KEEP = Measure(at=[], hessian=False, gradient_noise=False, endpoints=True)
 DTYPES = st.sampled_from([np.float32, np.float64, np.int64, np.bool_])
@@ -34,10 +35,10 @@ TENSORS = st.dictionaries(
 @given(st.dictionaries(st.text("0123456789abcdef", min_size=1), TENSORS, min_size=1, max_size=3), st.randoms())
 def test_tensors_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, tensors, random) -> None:  # type: ignore[no-untyped-def]
     stored = {i: Endpoint(trial(seed=n), found, ("b",)) for n, (i, found) in enumerate(tensors.items())}
-    path = tmp_path_factory.mktemp("endpoints") / "p.safetensors"
-    path.write_bytes(as_file(stored))
+    storage = LocalStorage(tmp_path_factory.mktemp("endpoints"))
+    storage.create("p.safetensors", as_file(stored))
     wanted = random.sample(sorted(stored), random.randint(1, len(stored)))
-    found = read(path, wanted)
+    found = read(storage, "p.safetensors", wanted)
     assert found.keys() == set(wanted)
     for i, endpoint in found.items():
         assert (endpoint.trial, endpoint.buffers) == (stored[i].trial, ("b",))
@@ -82,7 +83,7 @@ def test_the_file_says_what_it_holds() -> None:
     data = as_file({"t0": found.endpoints[0]})
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     about = json.loads(header["__metadata__"]["isoratio"])
-    assert about["format"] == 1
+    assert about["format"] == FORMAT
     told = about["trials"]["t0"]
     assert told.pop("buffers") == ["1.num_batches_tracked", "1.running_mean", "1.running_var"]
     assert told == trial(arch="plugins:with_batchnorm", lr=0.1).model_dump()
@@ -125,4 +126,4 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage) -> None:  # type: ignor
     path.write_bytes(as_file({"t": Endpoint(trial(), {"w": np.zeros(3)})}))
     damage(path)
     with pytest.raises(DamagedStoreError, match=r"p\.safetensors: cannot be read: .*`isoratio verify`"):
-        read(path, ["t"])
+        read(LocalStorage(tmp_path), "p.safetensors", ["t"])

@@ -15,6 +15,7 @@ from packs import endpoint, outcome, trial
 
 from trainables.packs import Pack
 from trainables.settings import Measure
+from trainables.store import Store
 
 MLP = {"depth": 2, "name": "mlp", "width": 8}
 
@@ -103,22 +104,23 @@ def test_a_pack_that_does_not_fit_memory_is_cut_and_goes_on(tmp_path: Path) -> N
 
         sweep, store = load("sweep.yaml"), Store("results")
         found = reconcile(sweep, store)
-        found.files.write_plan(found.plan().replace_schema_metadata(plan_metadata(sweep.measure)))
+        metadata = plan_metadata(sweep.measure, sweep.suffix, sweep.text)
+        plan = found.files.write_plan(found.plan().replace_schema_metadata(metadata), 1, 1)
         torch.set_num_threads(1)
         pages = int(open("/proc/self/statm").read().split()[0])
         limit = pages * resource.getpagesize() + 350 * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        for _ in run_pack(PackItem("results", "large", found.to_run[0])):
+        for _ in run_pack(PackItem("results", "large", found.to_run[0], plan, 1)):
             pass
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    rows = duckdb.sql(f"SELECT status, together FROM '{tmp_path}/results/large/trials/*.parquet'").fetchall()
+    query = f"SELECT status, together, pack_id FROM '{tmp_path}/results/large/trials/*.parquet'"
+    rows = duckdb.sql(query).fetchall()
     assert len(rows) == 16
-    assert {status for status, _ in rows} == {"finished"}
-    (together,) = {together for _, together in rows}
+    ((status, together, pack),) = set(rows)
+    assert status == "finished"
     assert together < 16
-    (split,) = (tmp_path / "results" / "large" / "splits").iterdir()
-    assert json.loads(split.read_text()) == {"together": together, "physical_batch_size": None}
+    assert Store(tmp_path / "results").sweep("large").read_split(pack) == (together, None)

@@ -453,7 +453,7 @@ class BetweenProcesses(StorageContract):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    @pytest.mark.parametrize(("creators", "rounds"), [(2, 8), (16, 2), pytest.param(16, 200, marks=pytest.mark.long)])
+    @pytest.mark.parametrize(("creators", "rounds"), [(2, 8), (16, 2), pytest.param(16, 50, marks=pytest.mark.long)])
     def test_of_many_processes_one_creates(self, storage: Storage, creators: int, rounds: int) -> None:
         lines = self.run(RACE, storage.url, rounds, creators).splitlines()
         assert len(lines) == rounds
@@ -462,7 +462,7 @@ class BetweenProcesses(StorageContract):
             assert sorted(codes) == ["0"] + ["1"] * (creators - 1)
             assert storage.read(f"t/{turn}") == b"%d" % codes.index("0") * 10_000
 
-    @pytest.mark.parametrize("times", [12, pytest.param(500, marks=pytest.mark.long)])
+    @pytest.mark.parametrize("times", [12, pytest.param(150, marks=pytest.mark.long)])
     def test_a_killed_writer_leaves_whole_files(self, storage: Storage, times: int) -> None:
         self.run(KILLED, storage.url, times, 1)
         found = [f"{folder}/{name}" for folder in ("t", "u") for name in storage.names(folder)]

@@ -1,0 +1,73 @@
+"""Commands about a sweep that may be running elsewhere: stop it, read its log, delete it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from analysis.database import Launch
+from trainables.lease import PATIENCE, Lease, StopKind, ask_to_stop
+from trainables.lease import logs as log_names
+from trainables.store import Store
+
+
+def stop(sweep: str, store: str | Path = "results", *, now: bool = False) -> bool:
+    """Asks a running launch to stop; returns whether there is one.
+
+    Args:
+        sweep: its name.
+        store: directory or URL of the store.
+        now: running packs save a checkpoint and end, rather than being trained to the end and committed.
+
+    Raises:
+        StoreError: no such sweep.
+    """
+    there = Store(store).existing(sweep)
+    running = Launch.of(there, watch=True)
+    kind: StopKind = "checkpoint" if now else "finish"
+    if running.alive:
+        ask_to_stop(there.storage, running.number, kind)
+    return running.alive
+
+
+def logs(sweep: str, store: str | Path = "results", *, follow: bool = False) -> Iterator[str]:
+    """Lines of the logs of a sweep's launches, oldest first; with ``follow``, for as long as one is running.
+
+    Raises:
+        StoreError: no such sweep.
+    """
+    there = Store(store).existing(sweep)
+    read: dict[str, int] = {}
+    while True:
+        running = Launch.of(there, watch=True) if follow else Launch(alive=False)
+        for name in log_names(there.storage):
+            if name not in read or name.startswith(f"log/{running.number:06d}"):  # only those of the last launch grow
+                text = (there.storage.read_if_there(name) or b"")[read.get(name, 0) :]
+                whole = text[: text.rfind(b"\n") + 1]
+                read[name] = read.get(name, 0) + len(whole)
+                yield from whole.decode(errors="replace").splitlines(keepends=True)
+        if not running.alive:
+            return
+        time.sleep(0.5)
+
+
+def remove(sweep: str, store: str | Path = "results", *, take_over: bool = False) -> None:
+    """Deletes a sweep and all its rows, unless a launch holds it.
+
+    Raises:
+        StoreError: no such sweep.
+        LaunchHeldError: naming the launch.
+    """
+    there = Store(store).existing(sweep)
+    lease = Lease(there, "rm", patience=0.0 if take_over else PATIENCE)
+    with lease:
+        lease.end()  # nothing is written into what goes
+        there.storage.remove()
+
+
+def store_option(url: str) -> str:
+    """What commands about a sweep need: ``--store ...`` where it is not the default one."""
+    default = Store(os.environ.get("ISORATIO_STORE", "results"))
+    return "" if url == default.url else f" --store {url}"
