@@ -122,7 +122,7 @@ class _Look:
         self._check_commits(covered)
         self._check_unaccounted()
         self._refuse_newer()
-        self._check_contents(manifest, covered)
+        self._check_contents(manifest)
         return self.found
 
     # --- files that stand for themselves ----------------------------------------------------------------------------
@@ -281,10 +281,11 @@ class _Look:
 
     # --- what rows say ----------------------------------------------------------------------------------------------
 
-    def _check_contents(self, manifest: Manifest, covered: set[str]) -> None:
+    def _check_contents(self, manifest: Manifest) -> None:
         """Rows as a reader sees them, from files that are what was written."""
-        merged = {pack: b.files["trials"] for b in manifest.batches for pack in b.packs if pack in covered}
-        own = {pack_of(n): n for n in self.names["trials"] if pack_of(n) not in covered and self._is_sound(n)}
+        sound = [batch for batch in manifest.batches if all(map(self._is_sound, batch.files.values()))]
+        merged = {pack: batch.files["trials"] for batch in sound for pack in batch.packs}
+        own = {pack_of(n): n for n in self.names["trials"] if pack_of(n) not in merged and self._is_sound(n)}
         file_of = merged | own
         files = sorted({*file_of.values()})
         plans = [n for n in (FIRST_PLAN, *self.names["plan"]) if self._is_sound(n)]

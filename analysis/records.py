@@ -34,7 +34,7 @@ _FOLDERS = {
     "provenance": r"{pack}\.parquet",
     "splits": r"{pack}\.(\d+\.(\d+|whole)|json)",
     "lease": r"{number}\.json",
-    "log": r"{number}\.(json|log|stop)|launch\.(json|log|lock)|stop",
+    "log": r"{number}\.(json|stop|({pack}\.)?log)|launch\.(json|log|lock)|stop",
     MANIFEST: r"{number}\.json(\.copy)?",
 }
 NAMES = {folder: re.compile(pattern.format(**_PARTS)) for folder, pattern in _FOLDERS.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
@@ -77,18 +77,23 @@ def _set_aside(storage: Storage, found: Findings) -> None:
 
 
 def _move(storage: Storage, name: str) -> None:
-    """Moves a file, if it is there, below ``quarantine/``; what is there already stays."""
+    """Moves a file, if it is there, below ``quarantine/``."""
+    target = _free(storage, name)
+    path = storage.root / name if isinstance(storage, LocalStorage) else None
     with suppress(FileNotFoundError):
-        if isinstance(storage, LocalStorage):  # a link or a folder, too
-            target = next(path for path in map(storage.path, _targets(name)) if not os.path.lexists(path))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (storage.root / name).rename(target)
-        elif storage.exists(name):
-            storage.move(name, next(target for target in _targets(name) if not storage.exists(target)))
+        if isinstance(storage, LocalStorage) and path and (path.is_symlink() or path.is_dir()):
+            storage.path(target).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(storage.path(target))
+        else:
+            storage.move(name, target)
 
 
-def _targets(name: str) -> Iterator[str]:
-    return chain([f"{QUARANTINE}/{name}"], (f"{QUARANTINE}/{name}.{number}" for number in count(1)))
+def _free(storage: Storage, name: str) -> str:
+    """A name in quarantine that is not in use: what is there stays."""
+    names = chain([f"{QUARANTINE}/{name}"], (f"{QUARANTINE}/{name}.{number}" for number in count(1)))
+    if isinstance(storage, LocalStorage):  # where links and folders may be there, too
+        return next(each for each in names if not os.path.lexists(storage.root / each))
+    return next(each for each in names if not storage.exists(each))
 
 
 def _restored(storage: Storage, name: str) -> bool:
@@ -100,7 +105,7 @@ def _restored(storage: Storage, name: str) -> bool:
     if data is None or not is_whole(data):
         return False
     with suppress(OSError):  # where it cannot even be read
-        storage.replace(next(target for target in _targets(name) if not storage.exists(target)), storage.read(name))
+        storage.replace(_free(storage, name), storage.read(name))
     storage.replace(name, data)
     return True
 

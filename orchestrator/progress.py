@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from analysis.formats import escaped
 from trainables.lease import Lease
 from trainables.schema import Status
+from trainables.storage import StoreError
 from trainables.store import SweepStore, rows_name
 
 LINE_SECONDS = 10.0
@@ -125,7 +126,7 @@ class Reporter:
             self._bar.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self.stream, flush=True)
-        with suppress(OSError):  # as below
+        with suppress(OSError, StoreError):  # as below
             self.lease.log(text)
 
     def log(self, text: str) -> None:
@@ -150,7 +151,7 @@ class Reporter:
                 self._update_bar()
             if now >= next_line:
                 next_line = now + every
-                with suppress(OSError):  # a full disk must not end the launch: running packs may still commit
+                with suppress(OSError, StoreError):  # which must not end the launch: running packs may still commit
                     self.log(self.tally.line())
                 if self._bar is None:
                     print(self.tally.line(), file=self.stream, flush=True)

@@ -26,12 +26,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from trainables.storage import Storage
+from trainables.storage import Storage, StoreError
 from trainables.store import SweepStore
 
 FOLDER = "lease"
 FIRST_LOG = "log/launch.log"  # of all launches, where format 1 had it
 _NAME = re.compile(r"\d+\.json")
+_NUMBER = re.compile(r"(\d{6})[.-]")
 PATIENCE = 30.0
 """Seconds without a heartbeat after which a launch counts as dead."""
 
@@ -150,10 +151,13 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.storage.is_remote and isinstance(error, OSError | StoreError):
+            self._over.set()  # it may not answer any more: nobody waits for its silence once again
+            return
         beating = not self._over.is_set()
         self.end()
         if beating and not self.lost and self.content.get("state") == "running":
-            with suppress(OSError):  # whatever has gone wrong, this must not hide it
+            with suppress(OSError, StoreError):  # whatever has gone wrong, this must not hide it
                 self.beat("interrupted")
 
     def end(self) -> None:
@@ -178,13 +182,13 @@ class Lease:
         holder = latest(self.storage)
         self.lost = self.lost or not self._is_mine(holder)
         if self.lost:
-            by = f"taken over by {holder}" if holder else "removed"
-            raise LaunchHeldError(
-                f"sweep {self.sweep.name!r} was {by}: this launch ends; what it has committed is kept"
-            )
+            by, kept = (f"taken over by {holder}", "; what it has committed is kept") if holder else ("removed", "")
+            raise LaunchHeldError(f"sweep {self.sweep.name!r} was {by}: this launch ends{kept}")
 
     def _is_mine(self, holder: Holder | None) -> bool:
-        return holder is not None and holder.number <= self.number
+        if holder is None:  # our file was damaged and went to quarantine, or everything was removed
+            return self.sweep.plan_name() is not None
+        return holder.number <= self.number
 
     def next_plan(self) -> int:
         """A fresh number for a plan of this launch."""
@@ -202,7 +206,7 @@ class Lease:
 
     def _keep_beating(self) -> None:
         while not self._over.wait(self.every):
-            with suppress(OSError):  # a full disk must not end the launch: running packs may still commit
+            with suppress(OSError, StoreError):  # a full disk must not end the launch: running packs may still commit
                 if not self._is_mine(latest(self.storage)):
                     self.lost = True
                     return
@@ -210,11 +214,12 @@ class Lease:
 
     def _acquired(self) -> Holder:
         while True:
+            used = _used(self.storage)  # asked first: whoever takes a lease from now on is found below
             holder = latest(self.storage)
             if holder is not None and not self._is_free(holder):
                 raise LaunchHeldError(held(self.sweep.name, holder))
             with suppress(FileExistsError):  # another one was faster: it is the holder now
-                return create(self.storage, holder.number + 1 if holder else 1, self.command)
+                return create(self.storage, 1 + max(used, holder.number if holder else 0), self.command)
 
     def _is_free(self, holder: Holder) -> bool:
         beat = heartbeat(self.storage, holder.number)
@@ -224,6 +229,12 @@ class Lease:
             or not self.patience
             or is_silent(self.storage, holder.number, beat, self.patience)
         )
+
+
+def _used(storage: Storage) -> int:
+    """The highest number that plans and logs tell of: it must not come again, even where its lease is lost."""
+    names = [name for folder in ("plan", "log") for name in storage.names(folder)]
+    return max((int(found[1]) for name in names if (found := _NUMBER.match(name))), default=0)
 
 
 def has_ended(beat: Mapping[str, Any]) -> bool:
@@ -258,7 +269,7 @@ def stop_request(storage: Storage, number: int) -> StopKind | None:
 
 def note(storage: Storage, number: int, pack_id: str, text: str) -> None:
     """A line of a worker's about a pack, beside the log of its launch, which only the driver writes."""
-    with suppress(OSError):  # what is for people must not end a pack
+    with suppress(OSError, StoreError):  # what is for people must not end a pack
         storage.append(_log_name(number, f"{pack_id}.log"), _line(f"pack {pack_id}: {text}"))
 
 

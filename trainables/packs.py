@@ -32,6 +32,7 @@ from trainables.schema import (
     metric_values,
 )
 from trainables.settings import Measure
+from trainables.storage import StoreError
 from trainables.store import ENDPOINTS, Store, SweepStore, new_attempt, table
 from trainables.trial import Trial
 
@@ -195,7 +196,7 @@ class _Watch:
         """Why to save a checkpoint and end, if at all."""
         if self.told is None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + self.every
-            with suppress(OSError):  # no reason to stop
+            with suppress(OSError, StoreError):  # no reason to stop
                 self._asked = "asked to stop" if self.stop() == "checkpoint" else None
         return self.told or self._asked
 

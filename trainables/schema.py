@@ -151,7 +151,7 @@ FAILURES = pa.schema(
         pa.field("measure_id", pa.string()),
         *CONFIGURATION,
         pa.field("round", pa.int64()),
-        pa.field("cause", pa.string()),  # exception: raised by the trial; crash: its worker ended
+        pa.field("cause", pa.string()),  # exception, crash, memory or preemption: see orchestrator/attempts.py
         pa.field("error", pa.string()),
         *_ATTEMPT,
         pa.field("seconds", pa.float64()),

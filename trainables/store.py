@@ -33,6 +33,7 @@ from trainables.storage import DamagedStoreError, Storage, StoreError, open_stor
 SWEEP_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 ENDPOINTS = "endpoints"  # beside the side tables, the one kind of file that is not Parquet
 PLAN_ROW_GROUP = 16_384  # rows; small enough that a worker reads its own pack without the rest
+PLAN_NAME = re.compile(r"\d{6,}-\d{4,}\.[0-9a-f]{16}\.parquet")
 FIRST_PLAN = "plan.parquet"  # where format 1 had it
 
 
@@ -144,7 +145,7 @@ class SweepStore:
 
     def plan_name(self) -> str | None:
         """The file that holds what is planned, one row per trial; the highest number counts."""
-        if names := self.storage.names("plan"):
+        if names := [name for name in self.storage.names("plan") if PLAN_NAME.fullmatch(name)]:
             return f"plan/{names[-1]}"
         return FIRST_PLAN if self.storage.exists(FIRST_PLAN) else None
 

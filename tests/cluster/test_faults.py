@@ -105,9 +105,10 @@ def test_a_ray_that_hangs_does_not_keep_what_stop_raises_from_leaving_run(tmp_pa
 
     def freeze(event: Event) -> None:
         if not frozen:
-            frozen.extend(pid for pid in descendants(os.getpid()) if parent(pid) == os.getpid())
-            for pid in frozen:
-                os.kill(pid, signal.SIGSTOP)
+            (session,) = {parent(pid) for pid in descendants(os.getpid()) if program(pid) in SERVERS}
+            assert session not in (None, os.getpid())
+            frozen.append(session)
+            os.kill(session, signal.SIGSTOP)
 
     def stop() -> bool:
         if frozen:
@@ -219,3 +220,5 @@ def test_a_machine_that_goes_away_takes_its_items_only(tmp_path: Path, short_tmp
             for pid in sorted(second.look(), key=lambda pid: program(pid) != "raylet"):  # it cannot tell of the others
                 os.kill(pid, signal.SIGKILL)
             assert driver.line().split()[::2] == ["Failed", "preemption"]
+            driver.process.kill()
+            assert soon(lambda: not driver.alive()), driver.alive()

@@ -231,7 +231,7 @@ def test_taking_over_needs_no_patience(hooks: dict[int, Callable[[], object]], s
     (other,) = results
     assert (other.done, other.ran) == (4, 4)
     assert len(sql("store", "SELECT trial_id FROM trials")) == 4
-    assert len(calls()) == 5
+    assert len(calls()) in {5, 6}, "as it finds out between the two trials of its pack, or after them"
     assert sorted(done()) == ["0", "1", "2", "3"]
     assert len(sweep.storage.names("trials")) == len(sweep.storage.names("sums")) == 2
 
@@ -241,7 +241,7 @@ def test_the_launch_of_a_killed_process_is_replaced_at_once(
 ) -> None:
     code = (
         "import own_trials, os, signal; from orchestrator import launch;"
-        "own_trials.hooks[2] = lambda: os.kill(os.getpid(), signal.SIGKILL);"
+        "own_trials.hooks[1] = lambda: os.kill(os.getpid(), signal.SIGKILL);"
         "launch('own.yaml', 'store', executor='inline')"
     )
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
@@ -251,8 +251,8 @@ def test_the_launch_of_a_killed_process_is_replaced_at_once(
     assert heartbeat(sweep.storage, 1)["state"] == "running"
     assert status("store")[0]["state"] == "interrupted"
     monkeypatch.setattr("trainables.lease.is_silent", lambda *_: pytest.fail("it was watched"))
-    assert go().ran == 2
-    assert len(calls()) == 5
+    assert go().ran == 4
+    assert len(calls()) == 6
     assert sorted(done()) == ["0", "1", "2", "3"]
 
 

@@ -15,7 +15,7 @@ from orchestrator import import_trials, launch, logs, plan, resume, run_trial, s
 from orchestrator.launching import LaunchResult
 from orchestrator.reconcile import SweepChangedError
 from trainables.lease import LaunchHeldError, Lease
-from trainables.storage import StoreError
+from trainables.storage import DamagedStoreError, StoreError
 from trainables.store import Store, SweepStore
 
 SWEEP = """
@@ -321,6 +321,20 @@ def test_a_damaged_pack_is_set_aside_and_run_again(tmp_path: Path) -> None:
     assert rows(tmp_path, "SELECT trial_id, test_loss, lambda_max FROM trials ORDER BY trial_id") == before
 
 
+def test_a_damaged_plan_is_set_aside_and_made_again(tmp_path: Path) -> None:
+    go(write(tmp_path), tmp_path)
+    before = committed(tmp_path)
+    (victim,) = (tmp_path / "store/small/plan").iterdir()
+    victim.write_bytes(victim.read_bytes()[:-9])
+    for asked in (lambda: resume("small", tmp_path / "store"), lambda: status(tmp_path / "store")):
+        with pytest.raises(DamagedStoreError, match=rf"{victim.name}: cannot be read: .*`isoratio verify`"):
+            asked()
+    assert [damage.file for damage in verify(tmp_path / "store")] == [f"plan/{victim.name}"]
+    again = resume("small", tmp_path / "store", executor="inline")
+    assert (again.planned, again.done, again.ran) == (12, 12, 0)
+    assert committed(tmp_path) == before
+
+
 def test_a_reused_trial_can_be_run_again(tmp_path: Path) -> None:
     go(write(tmp_path), tmp_path)
     go(write(tmp_path, name="name: other"), tmp_path)
@@ -364,9 +378,10 @@ def test_a_store_of_the_first_format_goes_on(tmp_path: Path) -> None:
     """Its plan lay elsewhere, nothing marked it, no lease was taken, and rows lacked columns."""
     file = write(tmp_path, SWEEP + "    pack: {max_trials: 3}\n")
     go(file, tmp_path, limit=6)
-    before = rows(tmp_path, "SELECT trial_id, test_loss, lambda_max, pack_id FROM trials")
+    query = "SELECT trial_id, test_loss, lambda_max, pack_id FROM trials ORDER BY trial_id"
+    before = rows(tmp_path, query)
     as_format_1(tmp_path / "store/small")
-    assert rows(tmp_path, "SELECT trial_id, test_loss, lambda_max, pack_id FROM trials") == before
+    assert rows(tmp_path, query) == before
     assert (status(tmp_path / "store")[0]["state"], status(tmp_path / "store")[0]["pending"]) == ("interrupted", 6)
     kept = committed(tmp_path)
     rest = resume("small", tmp_path / "store", executor="inline")

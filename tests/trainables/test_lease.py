@@ -33,6 +33,7 @@ from trainables.lease import (
     logs,
     stop_request,
 )
+from trainables.storage import StoreError
 from trainables.store import Store, SweepStore
 from trainables.tidying import tidy
 
@@ -202,37 +203,22 @@ def test_of_processes_that_race_one_wins_and_names_itself(sweep: SweepStore) -> 
 
 
 @pytest.mark.usefixtures("unwatched")
-@pytest.mark.parametrize("reaped", [False, True])
-def test_a_killed_holder_is_replaced_at_once(sweep: SweepStore, reaped: bool) -> None:
+def test_a_killed_holder_is_replaced_at_once(sweep: SweepStore) -> None:
     with processes(sweep, 1) as (process,):
         tell(process)
         assert said(process) == "held 1"
         holder = latest(sweep.storage)
         assert holder is not None
-        assert not holder.is_gone()
+        process.send_signal(signal.SIGSTOP)
+        assert not holder.is_gone(), "it may go on, so that only its silence counts"
         process.send_signal(signal.SIGKILL)
-        if reaped:
-            process.wait()
-        else:
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but its parent has not looked yet
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert holder.is_gone(), "dead, though its parent has not looked yet"
+        process.wait()
         assert holder.is_gone()
         with Lease(sweep) as lease:
             assert lease.number == 2
     assert heartbeat(sweep.storage, 1)["state"] == "running", "the dead said nothing"
-
-
-def test_a_stopped_process_is_not_gone(sweep: SweepStore) -> None:
-    """SIGSTOP: it may go on, so that only its silence counts."""
-    with processes(sweep, 1) as (process,):
-        tell(process)
-        assert said(process) == "held 1"
-        process.send_signal(signal.SIGSTOP)
-        holder = latest(sweep.storage)
-        assert holder is not None
-        assert not holder.is_gone()
-        with Lease(sweep, patience=1.2) as lease:
-            assert lease.number == 2
-        process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.usefixtures("unwatched")
@@ -278,6 +264,20 @@ def test_a_damaged_lease_keeps_its_number(sweep: SweepStore, text: str) -> None:
     sweep.storage.replace(f"{FOLDER}/notes.txt", b"of somebody else")
     with Lease(sweep, patience=0.05) as lease:
         assert lease.number == 5
+
+
+def test_no_number_comes_twice_even_where_leases_are_lost(sweep: SweepStore) -> None:
+    """An old plan would count for more than a new one, and an old request would stop a new launch."""
+    for name in ("log/000003.stop", "log/000004.log", "plan/000007-0002.0123456789abcdef.parquet", "log/20260101.txt"):
+        sweep.storage.replace(name, b"")
+    with Lease(sweep) as lease:
+        assert lease.number == 8
+        sweep.storage.delete(f"{FOLDER}/000008.json")  # as `verify` does when it is damaged
+        lease.check()
+        with Lease(sweep) as other:
+            assert other.number == 9
+            with pytest.raises(LaunchHeldError, match="was taken over"):
+                lease.check()
 
 
 @pytest.mark.usefixtures("unwatched")
@@ -379,13 +379,19 @@ def test_a_launch_whose_sweep_is_removed_makes_nothing_anew(sweep: SweepStore, a
     assert sweep.storage.folders() == []
 
 
-def test_a_full_disk_does_not_stop_the_heart(sweep: SweepStore, monkeypatch: pytest.MonkeyPatch) -> None:
+ERRORS = [OSError(errno.ENOSPC, "No space left on device"), StoreError("there is no such bucket")]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_no_trouble_with_the_store_stops_the_heart(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     with quick(sweep) as lease:
         tried = threading.Event()
 
         def full(name: str, data: bytes) -> None:
             tried.set()
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
 
         with monkeypatch.context() as patch:
             patch.setattr(lease.storage, "replace", full)
@@ -395,9 +401,12 @@ def test_a_full_disk_does_not_stop_the_heart(sweep: SweepStore, monkeypatch: pyt
     assert heartbeat(sweep.storage, 1)["state"] == "interrupted"
 
 
-def test_a_full_disk_at_the_end_hides_nothing_else(sweep: SweepStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", ERRORS)
+def test_trouble_at_the_end_hides_nothing_else(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def full(name: str, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     with Lease(sweep) as lease:
         monkeypatch.setattr(lease.storage, "replace", full)
