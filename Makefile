@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= results
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: install demo test test-all lint bench constraints clean
 
@@ -12,10 +13,10 @@ demo: install
 	$(BIN)/isoratio invariance digits --store $(STORE)
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/pytest -m ""
+	$(PYTEST) -m ""
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

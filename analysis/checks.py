@@ -189,10 +189,11 @@ class _Look:
                 self.found.add(f"sweep{suffix}", "differs from what was launched")
 
     def _planned(self, plan: str) -> list[str]:
-        data = self.storage.read_if_there(plan)
-        if data is None:
-            raise _MovedError
-        metadata = pq.read_schema(pa.BufferReader(data)).metadata or {}
+        try:
+            with self.storage.filesystem().open_input_file(plan) as file:
+                metadata = pq.read_schema(file).metadata or {}
+        except FileNotFoundError as error:
+            raise _MovedError from error
         return list(json.loads(metadata.get(b"sweep_file", b"[]")))
 
     # --- what was merged --------------------------------------------------------------------------------------------

@@ -111,9 +111,9 @@ class Sums:
         files = json.loads(data)
         possible = {rows_name(pack_id), *(side_name(kind, pack_id, attempt) for kind in SIDES)}
         if json.dumps(files, indent=1, sort_keys=True).encode() != data or not _is_sums(files, possible):
-            raise ValueError(f"{name}: not the sums of a commit")
+            raise ValueError("it does not hold the sums of a commit")
         if rows_name(pack_id) not in files:
-            raise ValueError(f"{name}: says nothing of the pack's rows")
+            raise ValueError("it says nothing of the pack's rows")
         return cls(pack_id, attempt, files)
 
     @property

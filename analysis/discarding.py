@@ -59,7 +59,7 @@ def discard(sweep: SweepStore, grace: float = GRACE) -> int:
     _check_merged(storage, found)
     deleted = 0
     for start in range(0, len(found.rows), AT_ONCE):
-        if numbers(storage)[-1] != found.manifest.number:  # packs may no longer be merged, and be run again
+        if numbers(storage)[-1:] != [found.manifest.number]:  # packs may no longer be merged, and be run again
             return deleted
         some = found.rows[start : start + AT_ONCE]
         in_threads(storage.delete, some)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,18 +50,22 @@ _KEYS = {"sweep", "trial_id", "pack_id", "attempt", "status", "provenance_id"}
 
 
 def strays(storage: Storage) -> set[str]:
-    """Links and folders where a store has files of its own only; hidden ones, which nothing reads, are left out."""
+    """Links and folders where a store has files of its own only."""
     if not isinstance(storage, LocalStorage):
         return set()
-    folders = [storage.root / folder for folder in NAMES if folder]
-    links = {folder for folder in folders if folder.is_symlink()}
-    found = {p for folder in {*folders} - links for p in _entries(folder) if p.is_symlink() or p.is_dir()}
-    found |= {p for p in _entries(storage.root) if p.is_symlink()} | links
-    return {str(path.relative_to(storage.root)) for path in found}
+    root = storage.root
+    links = {folder for folder in NAMES if folder and (root / folder).is_symlink()}
+    inside = {
+        f"{f}/{e.name}" for f in {*NAMES} - {""} - links for e in _shown(root / f) if e.is_symlink() or e.is_dir()
+    }
+    return links | inside | {entry.name for entry in _shown(root) if entry.is_symlink()}
 
 
-def _entries(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
+def _shown(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, if there is one; hidden entries, which nothing reads, are left out."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
+        return [entry for entry in found if not entry.name.startswith(".")]
+    return []
 
 
 def table_of(name: str) -> str:
@@ -81,9 +87,15 @@ def table_problem(table: str, data: bytes) -> tuple[str | None, int]:
     if missing := sorted(_KEYS & {*expected.names} - {*schema.names}):
         return f"lacks the column {', '.join(missing)}", written
     for name in {*expected.names} & {*schema.names}:
-        if (found := schema.field(name).type) != expected.field(name).type:
-            return f"holds {found} in the column {name} instead of {expected.field(name).type}", written
+        found, needed = schema.field(name).type, expected.field(name).type
+        if found != needed and not (_is_number(found) and _is_number(needed)):
+            return f"holds {found} in the column {name} instead of {needed}", written
     return None, written
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    """Versions may differ in how they store a number."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def unreadable(data: bytes) -> str | None:

@@ -319,8 +319,9 @@ def verify(
     if damaged or format is not Format.TABLE:
         print_rows([vars(d) for d in damaged], format)
     if damaged:
-        again = " ".join(sorted({d.sweep for d in damaged}))
-        fail(f"damaged packs went to quarantine; run them again with: isoratio resume {again}", Exit.STORE)
+        again = ", ".join(f"`isoratio resume {sweep}`" for sweep in sorted({d.sweep for d in damaged}))
+        imported = "; what was imported comes back by `isoratio import`"
+        fail(f"what is damaged went to quarantine; run again what is gone: {again}{imported}", Exit.STORE)
     say("every file is what was written")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from analysis.database import naming_damage
+from analysis.discarding import discard
 from cluster.executor import Event, Executor, Failed, Progress, Started
 from orchestrator.attempts import Attempts
 from orchestrator.control import store_option
@@ -29,7 +30,7 @@ from trainables.packs import PackItem, halve, plan_metadata, record_crash, run_p
 from trainables.published import PUBLISHED
 from trainables.registry import resolve, source_sha256
 from trainables.schema import Status
-from trainables.storage import StoreError
+from trainables.storage import DamagedStoreError, StoreError
 from trainables.store import Store, SweepStore
 from trainables.tidying import tidy
 
@@ -224,6 +225,8 @@ class _Launch:
         todo = reconcile(self.sweep, self.store, limit=self.limit, retry_failed=True)
         self._write_plan(todo)
         tidy(self.there, self.lease.number)
+        with suppress(DamagedStoreError):  # nothing is deleted then, and whoever reads the file hears of it
+            discard(self.there)
         for reuse in todo.reuse:
             reuse.commit(self.store, self.there)
         counts = dict.fromkeys(Status, 0) | count_ended(self.there, self.sweep.measure.measure_id)
@@ -322,8 +325,9 @@ class _Launch:
             self.lease.check()
         if time.monotonic() > self._overdue:
             raise _OverdueError
-        asked = self.should_stop() or self._request()
-        if asked and asked != self._asked:
+        wishes = {self.should_stop(), self._request()}
+        asked: StopKind | None = "checkpoint" if "checkpoint" in wishes else "finish" if "finish" in wishes else None
+        if asked and self._asked not in (asked, "checkpoint"):
             ask_to_stop(self.there.storage, self.lease.number, asked)
             self._asked = asked
             if asked == "checkpoint":

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from trainables.manifest import MERGED_TABLES, Manifest, read_manifest
+from trainables.manifest import MERGED, MERGED_TABLES, Manifest, read_manifest
 from trainables.schema import FORMAT, PLAN, TABLES
 from trainables.storage import DamagedStoreError, Storage, StoreError, open_storage
 
@@ -112,11 +112,14 @@ class SweepStore:
 
     def holds_anything(self) -> bool:
         """Whether it was launched or imported."""
-        return self.plan_name() is not None or "trials" in self.storage.folders()
+        return self.plan_name() is not None or self._has_rows()
 
     def is_imported(self) -> bool:
         """Whether its trials were measured elsewhere: it has rows, and neither plan nor launch."""
-        return self.plan_name() is None and self.sweep_file() is None and "trials" in self.storage.folders()
+        return self.plan_name() is None and self.sweep_file() is None and self._has_rows()
+
+    def _has_rows(self) -> bool:
+        return not {"trials", MERGED}.isdisjoint(self.storage.folders())
 
     # --- reading ----------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def test_any_flipped_bit_is_found_and_the_copy_counts(storage: LocalStorage) -> 
     storage.replace(file_name(1), bytes(bad))
     assert read_manifest(storage) == written
     storage.replace(file_name(1) + COPY, data[:-1])
-    with pytest.raises(DamagedStoreError, match=r"manifest/000001\.json: it and its copy are damaged; `isoratio verify`"):
+    with pytest.raises(DamagedStoreError, match=r"/000001\.json: it and its copy are damaged; `isoratio verify`"):
         read_manifest(storage)
 
 
@@ -74,6 +74,6 @@ def test_one_of_a_newer_version_is_refused(storage: LocalStorage, monkeypatch: p
     monkeypatch.setattr("trainables.manifest.FORMAT", FORMAT + 1)
     Manifest().successor(()).write(storage)
     monkeypatch.undo()
-    with pytest.raises(StoreError, match=f"in format {FORMAT + 1}; this one reads up to format {FORMAT}: install a newer"):
+    with pytest.raises(StoreError, match=f"in format {FORMAT + 1}; this one reads up to format {FORMAT}: install"):
         read_manifest(storage)
     assert json.loads(storage.read(file_name(1)).partition(b"\n")[2])["batches"] == []
