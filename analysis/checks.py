@@ -159,6 +159,9 @@ class _Look:
                 name, seen.digest.problem_as_named(name) if HASHED.fullmatch(name) else self._unreadable(name)
             )
             self.found.add(name, seen.unreadable)
+        if (plans := self.names["plan"]) and plans[-1] in self.found:  # an earlier launch's would count, and know less
+            launch = plans[-1].partition("-")[0]
+            self.found.along[plans[-1]] |= {name for name in plans if name.partition("-")[0] != launch}
         read_sums = zip(self.names["sums"], in_threads(self._sums, self.names["sums"]), strict=True)
         for name, sums in read_sums:
             if sums:

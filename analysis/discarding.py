@@ -137,7 +137,7 @@ def _unfinished(storage: Storage) -> list[str]:
     """What processes that were killed while they wrote a file have left; an object store shows nothing of it."""
     if not isinstance(storage, LocalStorage):
         return []
-    found = chain.from_iterable(storage.root.glob(p) for p in (f".*{PARTIAL}", f"*/.*{PARTIAL}", "probe-*"))
+    found = chain.from_iterable(storage.root.glob(p) for p in (f".*{PARTIAL}", f"*/.*{PARTIAL}", ".probe-*"))
     return sorted(str(path.relative_to(storage.root)) for path in found if not path.is_symlink())
 
 

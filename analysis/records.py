@@ -24,7 +24,7 @@ from trainables.trial import canonical_json, content_id
 
 _PARTS = {"pack": "[^.]+", "attempt": "[^.]+", "hash": "[0-9a-f]{16}", "number": r"\d{6,}"}
 _FOLDERS = {
-    "": r"format\.json|sweep\.(yaml|toml)|plan\.parquet|probe-[0-9a-f]+",
+    "": r"format\.json|sweep\.(yaml|toml)|plan\.parquet",
     "trials": r"{pack}\.parquet",
     **dict.fromkeys(SIDE_TABLES, r"{pack}\.{attempt}\.parquet"),
     ENDPOINTS: r"{pack}\.{attempt}\.safetensors",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
-BUDGETS = {"crash": 1, "preemption": 20, "memory": 12, "exception": 2}
+BUDGETS = {"crash": 1, "preemption": 20, "memory": math.inf, "exception": 2}
 """How often a launch runs a pack again after each cause, as it is, before its trials count as failed.
 
 - ``crash``: its process died. Once may be chance; what crashes twice is tried trial by trial, as ``retries`` says.
 - ``preemption``: its machine was taken away, which says nothing about the trials.
-- ``memory``: it took more than there is. Each time it is cut in half, so that it is never tried the same way.
+- ``memory``: it took more than there is. Each time it is cut in half, so that it is never tried the same way, and this
+  ends where nothing is left to cut.
 - ``exception``: neither crash nor trial, but the store or the machine: its errors are often short.
 
 What a trial's own code raises is recorded at once, and tried again ``retries`` times as the sweep file says.

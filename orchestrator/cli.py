@@ -393,7 +393,8 @@ def _run_launch(
         raise typer.Exit(128 + received[0])
     if result.stopped:
         raise typer.Exit(Exit.INTERRUPTED)
-    raise typer.Exit(Exit.TRIALS_FAILED if result.failed else Exit.DONE)
+    incomplete = limit is None and not result.detached and result.done < result.planned
+    raise typer.Exit(Exit.TRIALS_FAILED if result.failed or incomplete else Exit.DONE)
 
 
 class _StoppedAtOnce(BaseException):

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from analysis.database import naming_damage
 from analysis.discarding import discard
 from cluster.executor import Event, Executor, Failed, Progress, Started
@@ -261,18 +264,21 @@ class _Launch:
 
     def _rounds(self, todo: Reconciliation) -> None:
         """Runs packs, and again what failed, until nothing is left that may be tried."""
-        while todo.to_run and not self._stopping():
-            items = self._items(todo)
+        tried: set[str] = set()
+        while not tried.issuperset(todo.to_run) and not self._stopping():
+            items = [item for item in self._items(todo) if item[0].pack_id not in tried]
+            tried.update(todo.to_run)
             while items and not self._stopping():
                 items = self._run_packs(items)
-            if self.limit is not None or not self.tally.counts[Status.FAILED]:
+            if self.limit is not None or not (self.tally.counts[Status.FAILED] or self.tally.pending):
                 return
             todo = reconcile(self.sweep, self.store, retry_failed=False)
-            if todo.to_run and not self._stopping():
-                again = sum(todo.packs["trials"].to_pylist())
-                self.reporter.say(f"trying {again} failed trials again")
+            self.tally.counts[Status.FAILED] = len(todo.failed)
+            if not tried.issuperset(todo.to_run) and not self._stopping():
+                new = todo.packs.filter(pc.invert(pc.is_in(todo.packs["pack_id"], pa.array(tried, pa.string()))))
+                self.reporter.say(f"trying {pc.sum(new['trials']).as_py()} failed trials again")
                 self._write_plan(todo)
-                self.tally.retry(again, sum(todo.packs["cost"].to_pylist()))
+                self.tally.cost += pc.sum(new["cost"]).as_py()
 
     def _items(self, todo: Reconciliation) -> list[tuple[PackItem, float]]:
         """What workers are told, and the cost of each pack."""
@@ -423,8 +429,11 @@ def _detached(command: list[str], there: SweepStore, options: _Options) -> Launc
 
 def _raise_as_said(code: int, said: str) -> None:
     """What the driver in the background raised, as far as its exit code tells."""
+    said = said.removeprefix("isoratio: ")
     if code == 4:
-        raise LaunchHeldError(said.removeprefix("isoratio: "))
+        raise LaunchHeldError(said)
+    if code == 3:
+        raise DamagedStoreError(said)
     raise ValueError(f"the launch in the background ended at once:\n{said}")
 
 

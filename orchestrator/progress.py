@@ -53,11 +53,6 @@ class Tally:
         """Trials that have not ended."""
         return self.planned - self.done - self.counts[Status.FAILED]
 
-    def retry(self, trials: int, cost: float) -> None:
-        """Takes failed trials back among those to do."""
-        self.counts[Status.FAILED] -= trials
-        self.cost += cost
-
     def settle(self, pack_id: str, cost: float, ended: Mapping[str, int]) -> None:
         """Counts a pack that came to its end: its trials by status."""
         self.running.pop(pack_id, None)
@@ -125,13 +120,17 @@ class Reporter:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=self.stream, flush=True)
-        with suppress(OSError, StoreError):  # as below
-            self.lease.log(text)
+            self._print(text)
+        self.log(text)
 
     def log(self, text: str) -> None:
         """A line of the sweep's log, harmless to whoever prints it."""
-        self.lease.log(escaped(text, keep="\n\t"))
+        with suppress(OSError, StoreError):  # which must not end the launch: running packs may still commit
+            self.lease.log(escaped(text, keep="\n\t"))
+
+    def _print(self, text: str) -> None:
+        with suppress(OSError):  # nobody reads any more
+            print(text, file=self.stream, flush=True)
 
     def content(self) -> dict[str, Any]:
         """What the heartbeat says, for `isoratio status`."""
@@ -151,10 +150,9 @@ class Reporter:
                 self._update_bar()
             if now >= next_line:
                 next_line = now + every
-                with suppress(OSError, StoreError):  # which must not end the launch: running packs may still commit
-                    self.log(self.tally.line())
+                self.log(self.tally.line())
                 if self._bar is None:
-                    print(self.tally.line(), file=self.stream, flush=True)
+                    self._print(self.tally.line())
 
     def _update_bar(self) -> None:
         assert self._bar is not None

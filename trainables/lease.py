@@ -186,9 +186,9 @@ class Lease:
             raise LaunchHeldError(f"sweep {self.sweep.name!r} was {by}: this launch ends{kept}")
 
     def _is_mine(self, holder: Holder | None) -> bool:
-        if holder is None:  # our file was damaged and went to quarantine, or everything was removed
-            return self.sweep.plan_name() is not None
-        return holder.number <= self.number
+        if holder is None or holder.number < self.number:  # our lease was damaged, or the sweep was removed
+            return self.storage.exists(_log_name(self.number, "json"))
+        return holder.number == self.number and holder.token in {self.holder.token, ""}
 
     def next_plan(self) -> int:
         """A fresh number for a plan of this launch."""
@@ -281,11 +281,10 @@ def logs(storage: Storage) -> list[str]:
 
 def held(sweep: str, holder: Holder) -> str:
     """What to say where another launch holds the sweep."""
-    doing = "run" if holder.command == "launch" else f"changed (`{holder.command}`)"
-    return (
-        f"sweep {sweep!r} is being {doing} by {holder}: watch it with `isoratio status`, end it with "
-        f"`isoratio stop {sweep}`, or, where it cannot be reached, replace it with --take-over"
-    )
+    doing, advice = "run", f"watch it with `isoratio status`, end it with `isoratio stop {sweep}`"
+    if holder.command != "launch":
+        doing, advice = f"changed (`{holder.command}`)", "wait until that has ended"
+    return f"sweep {sweep!r} is being {doing} by {holder}: {advice}, or, where it is stuck, replace it with --take-over"
 
 
 def _log_name(number: int, suffix: str) -> str:

@@ -99,6 +99,8 @@ class Pack:
 
         What normalizes over the whole minibatch, as a plug-in may, is not cut further than into trials.
         """
+        if self.engine == "call":
+            return None
         if self.together > 1:
             return replace(self, together=-(-self.together // 2))
         first = self.trials[0]
@@ -197,7 +199,10 @@ class _Watch:
         if self.told is None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + self.every
             with suppress(OSError, StoreError):  # no reason to stop
-                self._asked = "asked to stop" if self.stop() == "checkpoint" else None
+                if self.stop() == "checkpoint":
+                    self._asked = "asked to stop"
+                elif self.is_superseded():
+                    self._asked = "another launch runs this pack"
         return self.told or self._asked
 
     def over(self, steps: Generator[float, None, Done]) -> Generator[float, None, Done]:
@@ -259,6 +264,8 @@ def write(store: SweepStore, pack: Pack, attempt: str, outcome: Outcome, seconds
     """Commits finished and diverged trials, and records failed ones."""
     common = {"pack_id": pack.pack_id, "attempt": attempt, "seconds": seconds, "device": outcome.device}
     cut = {"together": pack.together, "physical_batch_size": pack.physical_batch_size}
+    if outcome.failures:  # before the rows, which win over them: stopped in between, they are tried again
+        _write_failures(store, pack, common, outcome.cause, outcome.failures)
     if outcome.trials:
         provenance = _provenance(store, pack, outcome, threads)
         rows = [
@@ -270,10 +277,7 @@ def write(store: SweepStore, pack: Pack, attempt: str, outcome: Outcome, seconds
         side: dict[str, pa.Table | bytes] = {k: v for k, v in tables.items() if v.num_rows}
         if outcome.endpoints:
             side[ENDPOINTS] = as_file({pack.keys[s]["trial_id"]: e for s, e in sorted(outcome.endpoints.items())})
-        if not store.commit(pack.pack_id, attempt, table(rows, TRIALS), side):
-            return  # the attempt that was first has recorded what failed
-    if outcome.failures:
-        _write_failures(store, pack, common, outcome.cause, outcome.failures)
+        store.commit(pack.pack_id, attempt, table(rows, TRIALS), side)
 
 
 def record_crash(item: PackItem, cause: str, reason: str) -> None:
@@ -284,6 +288,7 @@ def record_crash(item: PackItem, cause: str, reason: str) -> None:
     pack, attempt = Pack.of(store.read_pack(item.plan, item.pack_id)), new_attempt()
     common = {"pack_id": pack.pack_id, "attempt": attempt}
     _write_failures(store, pack, common, cause, dict.fromkeys(range(len(pack.trials)), reason))
+    Keeper(store.storage, pack.pack_id).clear()
 
 
 def halve(item: PackItem) -> bool:

@@ -213,7 +213,7 @@ class LocalStorage(Storage):
                 if self.read_if_there(name) != data:
                     raise
             except OSError as error:
-                if error.errno in {errno.EPERM, errno.ENOTSUP, errno.EMLINK}:
+                if error.errno in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}:
                     raise StoreError(
                         f"{path.parent}: the file system has no hard links, which commits rest on"
                     ) from error
@@ -270,6 +270,8 @@ class LocalStorage(Storage):
 
     @override
     def remove(self) -> None:
+        for left in self.root.parent.glob(f".{self.root.name}.*.removed"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
         if not self.root.exists():
             return
         gone = self.root.with_name(f".{self.root.name}.{secrets.token_hex(6)}.removed")

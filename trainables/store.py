@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from trainables.manifest import MERGED, MERGED_TABLES, Manifest, read_manifest
 from trainables.schema import FORMAT, PLAN, TABLES
-from trainables.storage import DamagedStoreError, Storage, StoreError, open_storage
+from trainables.storage import DamagedStoreError, Storage, StoreError, contained, open_storage
 
 SWEEP_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 ENDPOINTS = "endpoints"  # beside the side tables, the one kind of file that is not Parquet
@@ -98,6 +98,7 @@ class Listing:
 
 def dataset(storage: Storage, names: list[str], schema: pa.Schema) -> ds.Dataset:
     """Rows of some Parquet files."""
+    names = [contained(name) for name in names]  # a manifest that came from elsewhere may say anything
     return ds.dataset(names, schema=schema, format="parquet", filesystem=storage.filesystem())
 
 
@@ -116,7 +117,8 @@ class SweepStore:
 
     def is_imported(self) -> bool:
         """Whether its trials were measured elsewhere: it has rows, and neither plan nor launch."""
-        return self.plan_name() is None and self.sweep_file() is None and self._has_rows()
+        rows = (name for name in self.listing("trials").tables["trials"] if name.startswith(("trials/import", MERGED)))
+        return self.plan_name() is None and self.sweep_file() is None and any(rows)
 
     def _has_rows(self) -> bool:
         return not {"trials", MERGED}.isdisjoint(self.storage.folders())

@@ -56,16 +56,16 @@ class View:
         there = Store(store).sweep(sweep)
         if not there.holds_anything():
             return cls()
+        listing = there.listing(*SIDE_TABLES, "trials")
+        sides: dict[str, dict[str, list[str]]] = {table: defaultdict(list) for table in SIDE_TABLES}
         with connect(store, sweep) as connection:
             found = connection.sql("SELECT * FROM trials WHERE status <> 'failed'").to_arrow_table().to_pylist()
-            sides: dict[str, dict[str, list[str]]] = {}
-            for table in SIDE_TABLES:
-                sides[table] = defaultdict(list)
+            for table in filter(listing.tables.get, SIDE_TABLES):
                 for row in connection.sql(f"SELECT * FROM {table} ORDER BY ALL").to_arrow_table().to_pylist():
                     sides[table][row["trial_id"]].append(repr(row))
         rows = {row["trial_id"]: row for row in found}
         assert len(rows) == len(found), "I2: a trial has two rows"
-        files = {name: there.storage.read(name) for name in there.listing("trials").tables["trials"]}
+        files = {name: there.storage.read(name) for name in listing.tables["trials"]}
         (state,) = status(store, sweep)
         ended = state["finished"] + state["diverged"] + state["failed"]
         assert ended + state["running"] + state["pending"] == state["planned"], f"I3: {state}"

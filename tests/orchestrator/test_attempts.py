@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import sys
 import textwrap
 from collections import Counter
@@ -29,6 +30,11 @@ SWEEP = """
     grid: {lr: [0.1], batch_size: [8], seed: {range: 4}}
     retries: 1
 """
+
+NET = SWEEP.replace('{call: "told_trials:trial"}', "{epochs: 1}").replace(
+    "retries", "measure: {at: [], hessian: false}\n    retries"
+)
+NET = NET.replace("{lr", "{arch: [linear], lr")
 
 Tell = Callable[[PackItem, int], str | None]
 """What befalls a pack the n-th time that it runs, from 0: a cause of failure, or None where it runs to its end."""
@@ -80,9 +86,9 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Tell], tupl
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.delitem(sys.modules, "told_trials", raising=False)
     (tmp_path / "told_trials.py").write_text("def trial(config):\n    return {'test_loss': config['seed'] / 10}\n")
-    (tmp_path / "told.yaml").write_text(textwrap.dedent(SWEEP))
 
-    def run(tell: Tell) -> tuple[Told, LaunchResult]:
+    def run(tell: Tell, text: str = SWEEP) -> tuple[Told, LaunchResult]:
+        (tmp_path / "told.yaml").write_text(textwrap.dedent(text))
         told = Told(tell)
         monkeypatch.setattr(launching, "_executor", lambda *_: told)
         return told, launch(tmp_path / "told.yaml", tmp_path / "store")
@@ -110,7 +116,11 @@ def recorded(sweep: SweepStore) -> Counter[str]:
 @pytest.mark.parametrize("cause", BUDGETS)
 def test_every_pack_has_a_budget_for_every_cause(cause: str) -> None:
     attempts = Attempts()
-    assert [attempts.again("p", cause) for _ in range(BUDGETS[cause] + 2)] == [True] * BUDGETS[cause] + [False] * 2
+    budget = BUDGETS[cause]
+    if budget == math.inf:
+        assert all(attempts.again("p", cause) for _ in range(100))
+    else:
+        assert [attempts.again("p", cause) for _ in range(int(budget) + 2)] == [True] * int(budget) + [False] * 2
     assert attempts.again("another", cause)
     assert all(attempts.again("p", other) for other in BUDGETS if other != cause)
 
@@ -156,7 +166,7 @@ def test_the_next_launch_has_budgets_of_its_own(go: Any, sweep: SweepStore) -> N
 
 
 def test_what_takes_too_much_memory_is_cut_in_half_and_that_is_recorded(go: Any, sweep: SweepStore) -> None:
-    told, result = go(lambda item, n: "memory" if n == 0 else None)
+    told, result = go(lambda item, n: "memory" if n == 0 else None, NET)
     assert told.causes() == [["memory", None]]
     assert result.done == 4
     (pack,) = {pack for pack, _ in told.ran}
@@ -166,7 +176,7 @@ def test_what_takes_too_much_memory_is_cut_in_half_and_that_is_recorded(go: Any,
 
 
 def test_what_cannot_be_cut_further_has_failed(go: Any, sweep: SweepStore) -> None:
-    told, result = go(lambda item, n: "memory")
+    told, result = go(lambda item, n: "memory", NET)
     together, *alone = told.causes()
     assert len(together) == 6, "4 trials at once, 2, 1, then half of a batch of 8, 2 of it, 1 example"
     assert [len(causes) for causes in alone] == [4] * 4
@@ -189,9 +199,15 @@ def test_even_preemption_comes_to_an_end(go: Any, sweep: SweepStore) -> None:
 
 def test_causes_do_not_share_a_budget(go: Any, sweep: SweepStore) -> None:
     course = ["crash", "preemption", "exception", "memory", "preemption", "exception", None]
-    told, result = go(lambda item, n: course[n])
+    told, result = go(lambda item, n: course[n], NET)
     assert told.causes() == [course]
     assert (result.done, recorded(sweep)) == (4, {})
+
+
+def test_trials_of_the_users_own_cannot_be_cut(go: Any, sweep: SweepStore) -> None:
+    told, result = go(lambda item, n: "memory")
+    assert [len(causes) for causes in told.causes()] == [1] * 5
+    assert (result.failed, recorded(sweep)) == (4, {"memory": 8})
 
 
 def test_what_was_committed_before_its_worker_died_is_done(go: Any, sweep: SweepStore) -> None:
@@ -256,8 +272,7 @@ def test_a_plan_that_comes_late_does_not_count(go: Any, sweep: SweepStore) -> No
     """A launch that is taken over between its last look and its plan: it plans, and nobody heeds it."""
     go(lambda item, n: None)
     grown = SWEEP.replace("{range: 4}", "{range: 6}")
-    Path("told.yaml").write_text(textwrap.dedent(grown))
-    _, result = go(lambda item, n: None)
+    _, result = go(lambda item, n: None, grown)
     assert result.planned == 6
     last = sweep.plan_name()
     earlier = sweep.read_plan()

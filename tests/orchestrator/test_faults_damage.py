@@ -90,10 +90,8 @@ def cases() -> list[object]:
     short = {  # what every run of the tests does
         ("curves", flipped),
         ("trials", truncated),
-        ("sums", emptied),
         ("merged/trials*", flipped),
         ("plan", truncated),
-        ("trials", foreign),
     }
     found = []
     for kind, places in (("single", COMMITTED + OTHERS), ("merged", MERGED)):

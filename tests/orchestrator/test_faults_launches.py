@@ -17,8 +17,7 @@ from forked import Command, run
 from invariants import View, check_invariants, finish, uninterrupted
 from sweeps_for_faults import LONGER, TINY, WAIT, WAITING
 
-from orchestrator import status
-from trainables.lease import PATIENCE
+from trainables.lease import PATIENCE, heartbeat
 from trainables.packs import PackItem
 from trainables.store import Store
 
@@ -45,7 +44,7 @@ def clock_was_wrong(work: Path) -> bool:
     return any(abs(time - now) > timedelta(minutes=30) for time in times)
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", [0, 1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 5))])
 def test_of_two_launches_at_once_one_is_refused(work: Path, number: int) -> None:
     (work / "sweep.yaml").write_text(WAITING)
     (work / "waiting.py").write_text(WAIT)
@@ -64,8 +63,11 @@ def test_of_two_launches_at_once_one_is_refused(work: Path, number: int) -> None
 
 @pytest.mark.parametrize(
     ("how", "code"),
-    [([signal.SIGTERM], 143), ([signal.SIGINT, signal.SIGINT], 130), ([], 130)],
-    ids=["SIGTERM", "Ctrl-C twice", "stop --now"],
+    [
+        pytest.param([signal.SIGTERM], 143, id="SIGTERM"),
+        pytest.param([], 130, id="stop --now"),
+        pytest.param([signal.SIGINT, signal.SIGINT], 130, id="Ctrl-C twice", marks=pytest.mark.long),
+    ],
 )
 def test_a_launch_told_to_end_saves_itself_and_goes_on_bit_for_bit(
     work: Path, how: list[signal.Signals], code: int
@@ -73,7 +75,7 @@ def test_a_launch_told_to_end_saves_itself_and_goes_on_bit_for_bit(
     (work / "sweep.yaml").write_text(LONGER)
     whole = uninterrupted(LONGER)
     with Command(work, *LAUNCH, faults=[Slow(0.2)]) as launch:
-        launch.until(lambda: any(state["running"] for state in status(work / "results")))
+        launch.until(lambda: heartbeat(Store(work / "results").sweep("tiny").storage, 1).get("running_packs"))
         time.sleep(0.5)
         assert not (work / "results/tiny/checkpoints").exists()
         began = time.monotonic()
@@ -122,7 +124,7 @@ def test_a_launch_that_sleeps_is_replaced_and_ends_once_awake(work: Path, take_o
     assert View.of(work / "results") == finished
 
 
-@pytest.mark.parametrize("number", [3, 7, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 24))])
+@pytest.mark.parametrize("number", [17, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 17))])
 def test_a_worker_that_outlives_its_launch_changes_nothing(work: Path, number: int) -> None:
     whole, store = uninterrupted(TINY), work / "results"
     assert run(work, *LAUNCH, faults=[AtReport(1, KILL)])[0] == -9

@@ -34,11 +34,12 @@ def stores(work: Path, first: int, stride: int) -> Iterator[tuple[int, Path]]:
         shutil.rmtree(work / "results", ignore_errors=True)
 
 
-every_step = pytest.mark.parametrize(("first", "stride"), [(5, 19), pytest.param(1, 1, marks=pytest.mark.long)])
-every_other = pytest.mark.parametrize(("first", "stride"), [(8, 31), pytest.param(2, 2, marks=pytest.mark.long)])
+def steps(first: int, stride: int, long: tuple[int, int] = (1, 1)) -> pytest.MarkDecorator:
+    """Which steps are met: a few, or in the long tests every one, or every other one."""
+    return pytest.mark.parametrize(("first", "stride"), [(first, stride), pytest.param(*long, marks=pytest.mark.long)])
 
 
-@every_step
+@steps(19, 31)
 def test_kill_9_at_any_step_of_a_launch_loses_nothing(work: Path, first: int, stride: int) -> None:
     whole = uninterrupted(TINY)
     for number, store in stores(work, first, stride):
@@ -66,7 +67,7 @@ def test_launches_killed_one_after_the_other_come_to_the_same_end(work: Path, se
     assert finish(work, view, whole).rows == view.rows
 
 
-@every_other
+@steps(36, 67, (2, 2))
 def test_an_error_at_any_step_of_a_launch_is_said_or_overcome(work: Path, first: int, stride: int) -> None:
     """Reading as well as writing."""
     whole, said_so = uninterrupted(TINY), 0
@@ -85,7 +86,7 @@ def test_an_error_at_any_step_of_a_launch_is_said_or_overcome(work: Path, first:
     assert said_so
 
 
-@every_other
+@steps(45, 34, (2, 2))
 def test_a_launch_that_sleeps_at_any_step_while_another_takes_over_changes_nothing(
     work: Path, first: int, stride: int
 ) -> None:
@@ -106,6 +107,22 @@ def test_a_launch_that_sleeps_at_any_step_while_another_takes_over_changes_nothi
             assert View.of(store) == finished
 
 
+@steps(37, 34, (2, 2))
+def test_at_no_step_of_a_launch_is_anything_damaged(work: Path, first: int, stride: int) -> None:
+    whole = uninterrupted(TINY)
+    for number, store in stores(work, first, stride):
+        with Command(work, *LAUNCH, faults=[AtStep(number, store, STOP)]) as sleeper:
+            if not sleeper.stops():
+                assert number > STEPS
+                return
+            code, said = run(work, "verify")
+            assert code == 0, said
+            sleeper.signal(signal.SIGCONT)
+            assert sleeper.ended() == 0
+            check_invariants(View(), awake := View.of(store), whole)
+            assert awake.is_whole()
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's directory with a sweep that is done."""
@@ -123,10 +140,7 @@ def copies(done: Path, work: Path, first: int, stride: int) -> Iterator[tuple[in
         shutil.rmtree(work / "results")
 
 
-few_steps = pytest.mark.parametrize(("first", "stride"), [(3, 7), pytest.param(1, 1, marks=pytest.mark.long)])
-
-
-@few_steps
+@steps(10, 8)
 def test_kill_9_at_any_step_of_a_compaction_leaves_each_row_once(
     done: Path, work: Path, first: int, stride: int
 ) -> None:
@@ -147,7 +161,7 @@ def test_kill_9_at_any_step_of_a_compaction_leaves_each_row_once(
             return
 
 
-@few_steps
+@steps(4, 9)
 def test_kill_9_at_any_step_of_a_verification_quarantines_no_more_than_is_bad(
     done: Path, work: Path, first: int, stride: int
 ) -> None:
@@ -167,7 +181,7 @@ def test_kill_9_at_any_step_of_a_verification_quarantines_no_more_than_is_bad(
             return
 
 
-@few_steps
+@steps(7, 9)
 def test_kill_9_at_any_step_of_a_removal_leaves_a_sweep_whole_or_gone(
     done: Path, work: Path, first: int, stride: int
 ) -> None:
@@ -183,7 +197,7 @@ def test_kill_9_at_any_step_of_a_removal_leaves_a_sweep_whole_or_gone(
             return
 
 
-@few_steps
+@steps(50, 40, (1, 2))
 def test_kill_9_at_any_step_of_taking_over_trials_of_another_sweep(
     done: Path, work: Path, first: int, stride: int
 ) -> None:
