@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from analysis.compaction import compact
 
+from analysis.compaction import compact
 from analysis.database import connect
 from orchestrator.reconcile import reconcile
 from orchestrator.sweepfile import load

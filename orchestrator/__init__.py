@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.compaction import compact
-
     from analysis.density import spectral_density
     from analysis.exchange import export, import_trials
     from analysis.invariance import invariance
