@@ -18,7 +18,7 @@ from trainables.manifest import COPY, MERGED, Manifest, file_name, numbers, read
 from trainables.manifest import FOLDER as MANIFEST
 from trainables.schema import FORMAT
 from trainables.storage import Storage, StoreError
-from trainables.store import FIRST_PLAN, SweepStore, sums_name
+from trainables.store import CLOSED, FIRST_PLAN, SweepStore, sums_name
 
 TRIES = 5  # to read what others are just changing
 
@@ -101,6 +101,8 @@ class _Look:
         seen: those that are read as a whole, as they were.
         sums: pack_id -> what attempts at it say to have written, as far as that can be read.
         accounted: files beside the rows of packs, which their sums or the manifest name.
+        accepted: pack_id -> the attempt whose sums fit the pack's own rows.
+        going: files that are bad, and those that say nothing without them.
     """
 
     def __init__(self, sweep: SweepStore) -> None:
@@ -110,6 +112,8 @@ class _Look:
         self.seen: dict[str, _Seen] = {}
         self.sums: defaultdict[str, list[Sums]] = defaultdict(list)
         self.accounted: set[str] = set()
+        self.accepted: dict[str, str] = {}
+        self.going: set[str] = set()
 
     def findings(self) -> Findings:
         """What is wrong."""
@@ -122,6 +126,7 @@ class _Look:
         self._check_commits(covered)
         self._check_unaccounted()
         self._refuse_newer()
+        self.going = {*self.found.damage}.union(*self.found.along.values())
         self._check_contents(manifest)
         return self.found
 
@@ -248,6 +253,8 @@ class _Look:
             digest = self.seen[rows].digest
             sums = next((s for s in self.sums[pack] if digest.problem(s.rows) is None), None)
             along = {*sums.files, sums_name(pack, sums.attempt)} if sums else beside[pack]
+            if sums:
+                self.accepted[pack] = sums.attempt
             for name in self._wrong(sums, pack in covered) if sums else self._blamed(rows, beside[pack]):
                 self.found.along[name] |= {rows, *along} - self.accounted
             self.accounted |= along
@@ -263,6 +270,8 @@ class _Look:
 
     def _blamed(self, rows: str, beside: set[str]) -> list[str]:
         """Where no sums fit the rows: those that cannot be read, or else the rows."""
+        for name in (name for name in (rows, *beside) if name in self.seen):
+            self.found.add(name, self.seen[name].unreadable)
         unreadable = [name for name in sorted(beside) if name.startswith("sums/") and name in self.found]
         if not unreadable:
             problem = "differs from what was committed" if _has_sums(beside) else "has no sums: it was never committed"
@@ -288,13 +297,16 @@ class _Look:
     def _check_contents(self, manifest: Manifest) -> None:
         """Rows as a reader sees them, from files that are what was written."""
         sound = [batch for batch in manifest.batches if all(map(self._is_sound, batch.files.values()))]
-        merged = {pack: batch.files["trials"] for batch in sound for pack in batch.packs}
+        full = [batch for batch in sound if "trials" in batch.files]  # another one holds closed packs only
+        merged = {pack: batch.files["trials"] for batch in full for pack in batch.packs}
         own = {pack_of(n): n for n in self.names["trials"] if pack_of(n) not in merged and self._is_sound(n)}
         file_of = merged | own
         files = sorted({*file_of.values()})
+        attempts = self.accepted | manifest.packs
+        filled = [pack for pack in file_of if not attempts.get(pack, "").startswith(CLOSED)]
         plans = [n for n in (FIRST_PLAN, *self.names["plan"]) if self._is_sound(n)]
         try:
-            strange = strange_packs(self.sweep, files, plans[-1] if plans else None, file_of)
+            strange = strange_packs(self.sweep, files, plans[-1] if plans else None, filled)
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             if all(map(self.storage.exists, (*files, *plans))):
                 raise
@@ -311,7 +323,7 @@ class _Look:
         return {name for sums in self.sums[pack] for name in (*sums.files, sums_name(pack, sums.attempt))}
 
     def _is_sound(self, name: str) -> bool:
-        return name in self.seen and name not in self.found
+        return name in self.seen and name not in self.going
 
 
 def _has_sums(beside: set[str]) -> bool:

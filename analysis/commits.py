@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from trainables.schema import SIDE_TABLES
-from trainables.storage import Storage
+from trainables.storage import Storage, is_damage
 from trainables.store import ENDPOINTS, checksum, damaged, rows_name, side_name
 
 T = TypeVar("T")
@@ -19,9 +18,6 @@ R = TypeVar("R")
 
 SIDES = (*SIDE_TABLES, ENDPOINTS)
 """Kinds of files that go with the rows of a pack."""
-
-UNREADABLE = frozenset({errno.EIO, errno.EBADMSG})
-"""Errors that say that a file is damaged, not that it may not be read."""
 
 FEW = 32  # so many files are read one after the other
 
@@ -65,7 +61,7 @@ def read_damaged(storage: Storage, name: str) -> tuple[Digest, bytes] | None:
     try:
         data = storage.read_if_there(name)
     except OSError as error:
-        if error.errno not in UNREADABLE:
+        if not is_damage(error):
             raise
         return Digest(-1, str(error)), b""
     return None if data is None else (Digest.of_data(data), data)

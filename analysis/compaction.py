@@ -8,9 +8,10 @@ longer goes later, see :mod:`analysis.discarding`. So a stop between any two ste
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,12 @@ class Compacted:
 
 
 def compact(
-    store: str | Path | Store, sweep: str | None = None, *, grace: float = GRACE, take_over: bool = False
+    store: str | Path | Store,
+    sweep: str | None = None,
+    *,
+    grace: float = GRACE,
+    take_over: bool = False,
+    on_wait: Callable[[str], None] = lambda why: None,
 ) -> list[Compacted]:
     """Merges the committed packs of sweeps, at most 256 at a time, into one file per table.
 
@@ -75,20 +81,25 @@ def compact(
         grace: seconds for which the packs' own files stay, for those who have begun to read them; a later `compact`
             or launch deletes them. With 0 they go at once, and queries that run meanwhile may fail.
         take_over: replace a launch that holds a sweep, without waiting.
+        on_wait: see :class:`trainables.lease.Lease`.
 
     Raises:
         StoreError: no such sweep, or another compaction was faster.
         LaunchHeldError: a launch holds a sweep.
         DamagedStoreError: a file is not what was committed.
     """
-    return [_compacted(each, grace, take_over) for each in select_sweeps(store, sweep)]
+    patience = 0.0 if take_over else PATIENCE
+    return [
+        _compacted(each, grace, partial(Lease, patience=patience, on_wait=on_wait))
+        for each in select_sweeps(store, sweep)
+    ]
 
 
-def _compacted(sweep: SweepStore, grace: float, take_over: bool) -> Compacted:
+def _compacted(sweep: SweepStore, grace: float, lease_of: Callable[[SweepStore, str], Lease]) -> Compacted:
     before, packs, deleted = _row_files(sweep), 0, 0
     if _unmerged(sweep, read_manifest(sweep.storage)) or superfluous(sweep, grace):
         said = _last_word(sweep.storage)
-        with Lease(sweep, "compact", patience=0.0 if take_over else PATIENCE) as lease:
+        with lease_of(sweep, "compact") as lease:
             packs = _merge(sweep, lease)
             deleted = discard(sweep, grace)
             lease.beat(said)

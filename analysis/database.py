@@ -20,7 +20,7 @@ import pyarrow.dataset as ds
 
 from trainables.lease import has_ended, heartbeat, is_silent, latest
 from trainables.schema import DERIVED, RESERVED, SIDE_TABLES, STATISTICS, TABLES
-from trainables.storage import StoreError
+from trainables.storage import DamagedStoreError, is_damage
 from trainables.store import Listing, Store, SweepStore, damaged
 from trainables.trial import FIELDS
 
@@ -223,7 +223,11 @@ def _first_unreadable(sweeps: Iterable[SweepStore]) -> str | None:
         for name in (name for names in sweep.listing().tables.values() for name in names):
             try:
                 sweep.read_table(name)
-            except (StoreError, OSError):
+            except (DamagedStoreError, FileNotFoundError):
+                return sweep.storage.where(name)
+            except OSError as error:
+                if not is_damage(error):
+                    raise
                 return sweep.storage.where(name)
     return None
 

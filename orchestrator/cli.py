@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -341,7 +342,8 @@ def compact(
     """
     from orchestrator import compact
 
-    print_rows([vars(done) for done in compact(store, sweep, grace=grace, take_over=take_over)], format)
+    done = compact(store, sweep, grace=grace, take_over=take_over, on_wait=cache(say))
+    print_rows([vars(each) for each in done], format)
 
 
 @app.command()
@@ -361,7 +363,7 @@ def rm(
         raise ValueError(f"deleting {sweep} and all its rows cannot be undone: say --yes")
     if not yes and not typer.confirm(f"delete sweep {sweep} and all its rows from {store}?", err=True):
         return
-    remove(sweep, store, take_over=take_over)
+    remove(sweep, store, take_over=take_over, on_wait=cache(say))
     say(f"deleted {sweep}")
 
 
@@ -480,6 +482,8 @@ def _margins(given: list[str]) -> dict[str, float] | float | None:
 
 def _exit_code(error: Exception) -> Exit | None:
     """The exit code of an error that is the user's to mend; None for one of ours."""
+    if isinstance(error, OSError):  # maybe no more files may be opened, so that nothing can be imported either
+        return Exit.USAGE
     from orchestrator.inspection import TrialFailedError
     from trainables.lease import LaunchHeldError
     from trainables.storage import DamagedStoreError, StoreError
@@ -490,13 +494,15 @@ def _exit_code(error: Exception) -> Exit | None:
         return Exit.STORE
     if isinstance(error, TrialFailedError):
         return Exit.TRIALS_FAILED
-    if isinstance(error, ValueError | StoreError | OSError):
+    if isinstance(error, ValueError | StoreError):
         return Exit.USAGE
     return None
 
 
 def _is_sweep_file_error(error: Exception) -> bool:
     """Its lines begin with ``file:line:column``, which editors follow: nothing goes before them."""
+    if isinstance(error, OSError):
+        return False
     from orchestrator.source import SweepFileError
 
     return isinstance(error, SweepFileError)

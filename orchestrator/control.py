@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from analysis.database import Launch
@@ -53,15 +53,27 @@ def logs(sweep: str, store: str | Path = "results", *, follow: bool = False) -> 
         time.sleep(0.5)
 
 
-def remove(sweep: str, store: str | Path = "results", *, take_over: bool = False) -> None:
+def remove(
+    sweep: str,
+    store: str | Path = "results",
+    *,
+    take_over: bool = False,
+    on_wait: Callable[[str], None] = lambda why: None,
+) -> None:
     """Deletes a sweep and all its rows, unless a launch holds it.
+
+    Args:
+        sweep: its name.
+        store: directory or URL.
+        take_over: replace a launch that holds it, without waiting.
+        on_wait: see :class:`trainables.lease.Lease`.
 
     Raises:
         StoreError: no such sweep.
         LaunchHeldError: naming the launch.
     """
     there = Store(store).existing(sweep)
-    lease = Lease(there, "rm", patience=0.0 if take_over else PATIENCE)
+    lease = Lease(there, "rm", patience=0.0 if take_over else PATIENCE, on_wait=on_wait)
     with lease:
         lease.end()  # nothing is written into what goes
         there.storage.remove()

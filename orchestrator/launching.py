@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis.commits import in_threads
 from analysis.database import naming_damage
 from analysis.discarding import discard
+from analysis.formats import escaped
 from cluster.executor import Event, Executor, Failed, Progress, Started
 from orchestrator.attempts import Attempts
 from orchestrator.control import store_option
-from orchestrator.parquet import count_ended
 from orchestrator.progress import Reporter, Tally, count_pack
 from orchestrator.reconcile import Reconciliation, reconcile
 from orchestrator.sweepfile import SweepFile, load
@@ -197,8 +199,25 @@ def _launched(
     use_data_root(options.data_root)
     there = store.sweep(sweep.name)
     there.storage.check()
-    with Lease(there, patience=options.patience) as lease, _executor(sweep, options) as executor:
+    with (
+        Lease(there, patience=options.patience, on_wait=_Waiting(should_stop)) as lease,
+        _executor(sweep, options) as executor,
+    ):
         return _Launch(sweep, store, lease, executor, options.limit, should_stop).run(began)
+
+
+class _Waiting:
+    """Says once that a launch waits for a sign of another one, and does so no longer when it is asked to stop."""
+
+    def __init__(self, should_stop: Callable[[], StopKind | None]) -> None:
+        self.should_stop, self.said = should_stop, False
+
+    def __call__(self, why: str) -> None:
+        if self.should_stop():
+            raise LaunchHeldError(f"{why}; stopped")
+        if not self.said:
+            print(escaped(why), file=sys.stderr, flush=True)
+            self.said = True
 
 
 class _Launch:
@@ -225,14 +244,15 @@ class _Launch:
     def run(self, began: float) -> LaunchResult:
         """Plans, runs, and tells how it went."""
         self.there.mark_format()
-        todo = reconcile(self.sweep, self.store, limit=self.limit, retry_failed=True)
+        todo = self._reconciled(retry_failed=True, limit=self.limit)
         self._write_plan(todo)
         tidy(self.there, self.lease.number)
         with suppress(DamagedStoreError):  # nothing is deleted then, and whoever reads the file hears of it
             discard(self.there)
+        counts = Counter(todo.ended)
         for reuse in todo.reuse:
             reuse.commit(self.store, self.there)
-        counts = dict.fromkeys(Status, 0) | count_ended(self.there, self.sweep.measure.measure_id)
+            counts.update(count_pack(self.there, reuse.pack_id))
         self.tally = Tally(todo.grid.num_rows, counts, sum(todo.packs["cost"].to_pylist()))
         self.reporter = Reporter(self.lease, self.tally)
         with self.reporter:
@@ -272,8 +292,8 @@ class _Launch:
                 items = self._run_packs(items)
             if self.limit is not None or not (self.tally.counts[Status.FAILED] or self.tally.pending):
                 return
-            todo = reconcile(self.sweep, self.store, retry_failed=False)
-            self.tally.counts[Status.FAILED] = len(todo.failed)
+            todo = self._reconciled(retry_failed=False)
+            self.tally.counts = Counter({**todo.ended, Status.FAILED: len(todo.failed)})
             if not tried.issuperset(todo.to_run) and not self._stopping():
                 new = todo.packs.filter(pc.invert(pc.is_in(todo.packs["pack_id"], pa.array(tried, pa.string()))))
                 self.reporter.say(f"trying {pc.sum(new['trials']).as_py()} failed trials again")
@@ -346,6 +366,14 @@ class _Launch:
             return None
         self._next_look = time.monotonic() + self.lease.every
         return self.lease.stop
+
+    def _reconciled(self, *, retry_failed: bool, limit: int | None = None) -> Reconciliation:
+        """What is to do. Packs that trials leave are closed, so that whoever may still run one changes no row."""
+        while True:
+            todo = reconcile(self.sweep, self.store, limit=limit, retry_failed=retry_failed)
+            self.lease.check()
+            if all(in_threads(self.there.close, todo.given_up)):  # else one was committed meanwhile
+                return todo
 
     def _write_plan(self, todo: Reconciliation) -> None:
         """Writes what is planned, with the sweep file in it; beside it lies a copy for people."""

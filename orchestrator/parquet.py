@@ -7,14 +7,7 @@ import pyarrow as pa
 
 from analysis.database import further_columns, naming_damage
 from trainables.schema import TABLES
-from trainables.store import Listing, SweepStore
-
-
-def count_ended(sweep: SweepStore, measure_id: str) -> dict[str, int]:
-    """Committed trials by status, as far as they were measured in this way."""
-    query = f"SELECT status, count(DISTINCT trial_id) AS n FROM rows WHERE measure_id = '{measure_id}' GROUP BY status"
-    with duckdb.connect() as connection:
-        return {r["status"]: r["n"] for r in select(connection, query, sweep.listing("trials"), "trials").to_pylist()}
+from trainables.store import Listing
 
 
 def select(

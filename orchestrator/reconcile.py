@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import unified_diff
 from typing import Any
@@ -35,9 +36,10 @@ class Reconciliation:
         packs: those to run, longest first: pack_id, round, trials, engine, cost, and the settings that they share.
         overview: the pack of every trial, likewise, with done and failed (how many of them are) and to_run.
         reuse: trials to copy from other sweeps before anything runs.
-        done: number of trials finished or diverged.
+        ended: number of trials that finished, and that diverged.
         failed: trial_ids of those that have failed as often as they may.
         placed: trials that the plan lacks or has in another pack: row (of the grid), slot, pack_id.
+        given_up: packs that trials leave for another one and that were never committed, to be closed before.
     """
 
     files: SweepStore
@@ -45,9 +47,15 @@ class Reconciliation:
     packs: pa.Table
     overview: pa.Table
     reuse: list[Reuse]
-    done: int
+    ended: Mapping[str, int]
     failed: list[str]
     placed: pa.Table
+    given_up: list[str]
+
+    @property
+    def done(self) -> int:
+        """Number of trials that finished or diverged."""
+        return sum(self.ended.values())
 
     @property
     def to_run(self) -> list[str]:
@@ -102,19 +110,22 @@ def reconcile(
         for table, query in _STORED.items():
             rows = select(connection, query.format(measure_id=measure_id), listing, table)
             connection.register(table, rows)
+        connection.register("packs_there", pa.table({"pack_id": pa.array(listing.packs(), pa.string())}))
+        connection.execute(_CLOSED)
         _refuse_changed(connection, sweep, files)
-        connection.execute(_STANDING, {"tries": 1 + sweep.retries, "retry_failed": retry_failed})
-        ((round_,),) = connection.sql(_ROUND).fetchall()
+        tries = {"tries": 1 + sweep.retries}
+        connection.execute(_STANDING, {**tries, "retry_failed": retry_failed})
+        ((round_,),) = connection.execute(_ROUND, tries).fetchall()
         reuse = find_reusable(connection.sql(_UNPLACED), store, sweep.name, measure_id, round_)
         connection.register("copies", _copies(reuse))
         connection.execute(_COPIED)
-        connection.execute(_MEMBERS)
+        connection.execute(_MEMBERS, tries)
         form_packs(connection, sweep, settle_engines=settle_engines)
         overview, placed = (connection.sql(query).to_arrow_table() for query in (_OVERVIEW, _PLACED))
-        failed = [trial_id for (trial_id,) in connection.sql(_FAILED).fetchall()]
+        ended = dict(connection.sql(_ENDED).fetchall())
+        failed, given_up = ([each for (each,) in connection.sql(query).fetchall()] for query in (_FAILED, _GIVEN_UP))
     packs = _first(overview.filter(overview["to_run"]).drop_columns(["done", "failed", "to_run"]), limit)
-    done = pc.sum(overview["done"]).as_py() or 0
-    return Reconciliation(files, grid, packs, overview, reuse, done, failed, placed)
+    return Reconciliation(files, grid, packs, overview, reuse, ended, failed, placed, given_up)
 
 
 def _first(packs: pa.Table, limit: int | None) -> pa.Table:
@@ -155,7 +166,7 @@ _LEAN: dict[str, Any] = {"threads": min(4, os.cpu_count() or 1), "preserve_inser
 _STORED = {
     "plan": "SELECT trial_id, pack_id, round, engine, physical_batch_size, cost, "
     "measure_id <> '{measure_id}' AS differs FROM rows",
-    "trials": f"SELECT trial_id, pack_id, slot, measure_id = '{{measure_id}}' AND {DONE} AS done FROM rows",
+    "trials": f"SELECT trial_id, pack_id, slot, status, measure_id = '{{measure_id}}' AND {DONE} AS done FROM rows",
     "failures": "SELECT trial_id, pack_id FROM rows WHERE measure_id = '{measure_id}'",
 }
 
@@ -163,20 +174,22 @@ _CHANGED = """
     SELECT count(*), count(*) FILTER (row IS NULL), count(*) FILTER (differs)
     FROM plan LEFT JOIN grid USING (trial_id)"""
 
+_CLOSED = "CREATE TABLE closed AS SELECT pack_id FROM packs_there ANTI JOIN trials USING (pack_id)"
+
 # A pack is open when it is still to run as planned: not committed, and not all of its trials failed. Copies never are.
 _STANDING = f"""
     CREATE TABLE standing AS
     WITH done AS (
-        SELECT trial_id, min(pack_id) AS pack_id, arg_min(slot, pack_id) AS slot
+        SELECT trial_id, min(pack_id) AS pack_id, arg_min(slot, pack_id) AS slot, arg_min(status, pack_id) AS status
         FROM trials WHERE done GROUP BY trial_id),
     failed AS (SELECT trial_id, list(pack_id) AS pack_ids FROM failures GROUP BY trial_id),
     open AS (
         SELECT plan.pack_id FROM plan LEFT JOIN done USING (trial_id) LEFT JOIN failed USING (trial_id)
         WHERE NOT starts_with(plan.pack_id, '{REUSED}')
-            AND plan.pack_id NOT IN (SELECT pack_id FROM trials WHERE pack_id IS NOT NULL)
+            AND plan.pack_id NOT IN (FROM packs_there)
         GROUP BY plan.pack_id
         HAVING count(done.trial_id) = 0 AND NOT bool_and(coalesce(list_contains(pack_ids, plan.pack_id), false)))
-    SELECT row, coalesce(plan.pack_id, done.pack_id) AS pack_id, slot, round,
+    SELECT row, coalesce(plan.pack_id, done.pack_id) AS pack_id, slot, round, status,
         CASE WHEN done.trial_id IS NOT NULL THEN 'done'
             WHEN plan.trial_id IS NULL OR starts_with(plan.pack_id, '{REUSED}') THEN 'new'
             WHEN plan.pack_id IN (FROM open) THEN 'pending'
@@ -185,13 +198,16 @@ _STANDING = f"""
     FROM grid LEFT JOIN done USING (trial_id) LEFT JOIN plan USING (trial_id)"""
 
 _UNPLACED = "SELECT trial_id FROM standing JOIN grid USING (row) WHERE state IN ('new', 'retry', 'failed')"
-_ROUND = "SELECT coalesce(max(round) + 1, 0) FROM plan"
+
+# After a plan was lost, packs begin again; not under the ids of those that were closed, of which each took one try.
+_FIRST = "(SELECT count(*) * $tries FROM closed)"
+_ROUND = f"SELECT coalesce(max(round) + 1, {_FIRST}) FROM plan"
 
 _COPIED = "CREATE TABLE copied AS SELECT row, pack_id, round FROM copies JOIN grid USING (trial_id)"
 
-_MEMBERS = """
+_MEMBERS = f"""
     CREATE TABLE members AS
-    SELECT row, coalesce(round + 1, 0) AS round,
+    SELECT row, coalesce(round + 1, {_FIRST}) AS round,
         CASE WHEN state = 'new' THEN '' ELSE row::VARCHAR END AS origin
     FROM standing ANTI JOIN copied USING (row) WHERE state IN ('new', 'retry')"""
 
@@ -219,6 +235,12 @@ _PLACED = """
     SELECT row, row_number() OVER (PARTITION BY pack_id ORDER BY row) - 1, pack_id FROM copied
     UNION ALL
     SELECT row, slot, pack_id FROM standing WHERE state = 'done' AND round IS NULL"""
+
+_ENDED = "SELECT status, count(*) FROM standing WHERE state = 'done' GROUP BY status"
+
+_GIVEN_UP = """
+    SELECT DISTINCT standing.pack_id FROM standing JOIN (FROM placed UNION ALL BY NAME FROM copied) AS moved USING (row)
+    WHERE standing.pack_id <> moved.pack_id AND standing.pack_id NOT IN (FROM packs_there) ORDER BY ALL"""
 
 _FAILED = """
     SELECT trial_id FROM standing ANTI JOIN copied USING (row) JOIN grid USING (row)

@@ -36,6 +36,9 @@ _NUMBER = re.compile(r"(\d{6})[.-]")
 PATIENCE = 30.0
 """Seconds without a heartbeat after which a launch counts as dead."""
 
+SIGN = 6.0
+"""Seconds within which a launch that lives gives a sign as a rule: nothing is said of waiting for it."""
+
 StopKind = Literal["finish", "checkpoint"]
 """Finish: running packs are committed first. Checkpoint: they save where they are and end."""
 
@@ -128,10 +131,19 @@ class Lease:
         sweep: whose.
         command: what wants it.
         patience: seconds to watch a silent holder before replacing it; 0 takes over at once.
+        on_wait: called while it is watched, several times a second, with what to say; to wait no longer, it may raise.
     """
 
-    def __init__(self, sweep: SweepStore, command: str = "launch", *, patience: float = PATIENCE) -> None:
-        self.sweep, self.storage, self.command, self.patience = sweep, sweep.storage, command, patience
+    def __init__(
+        self,
+        sweep: SweepStore,
+        command: str = "launch",
+        *,
+        patience: float = PATIENCE,
+        on_wait: Callable[[str], None] = lambda why: None,
+    ) -> None:
+        self.sweep, self.storage, self.command = sweep, sweep.storage, command
+        self.patience, self.on_wait = patience, on_wait
         self.every = 5.0 if self.storage.is_remote else 1.0  # seconds between two beats
         self.content: dict[str, Any] = {"every": self.every}
         self.describe: Callable[[], Mapping[str, Any]] = dict  # what the heartbeat says further
@@ -223,12 +235,10 @@ class Lease:
 
     def _is_free(self, holder: Holder) -> bool:
         beat = heartbeat(self.storage, holder.number)
-        return (
-            has_ended(beat)
-            or holder.is_gone()
-            or not self.patience
-            or is_silent(self.storage, holder.number, beat, self.patience)
-        )
+        if has_ended(beat) or holder.is_gone() or not self.patience:
+            return True
+        why = f"{held(self.sweep.name, holder)}. Waiting for a sign of it, {self.patience:.0f} s at most"
+        return is_silent(self.storage, holder.number, beat, self.patience, lambda: self.on_wait(why))
 
 
 def _used(storage: Storage) -> int:
@@ -242,13 +252,21 @@ def has_ended(beat: Mapping[str, Any]) -> bool:
     return bool(beat.get("state", "running") != "running")
 
 
-def is_silent(storage: Storage, number: int, before: Mapping[str, Any], seconds: float) -> bool:
+def is_silent(
+    storage: Storage,
+    number: int,
+    before: Mapping[str, Any],
+    seconds: float,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> bool:
     """Whether a heartbeat stays as it was for so many seconds of this machine's own watching."""
-    end = time.monotonic() + seconds
+    begun = time.monotonic()
     while heartbeat(storage, number) == before:
-        left = end - time.monotonic()
+        left = begun + seconds - time.monotonic()
         if left <= 0:
             return True
+        if seconds - left > SIGN:
+            meanwhile()
         time.sleep(min(0.25, left))
     return False
 

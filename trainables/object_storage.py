@@ -257,7 +257,7 @@ def _error(where: str, error: Exception) -> Exception:
         return FileNotFoundError(f"{where}: there is none")
     if status:
         passing = status >= 500 or status in {408, 409, 412, 429}
-        return (UnansweredError if passing else OSError)(f"{where}: {_answer(text)}")
+        return (UnansweredError if passing else StoreError)(f"{where}: {_answer(text)}")
     if "HTTP error" in text:
         reason = re.search(r'(?:message|error): "([^"]*)"', text) or re.search(r"kind: (Timeout)", text)
         return UnansweredError(f"{where}: no answer from {_host(text)}: {reason[1] if reason else 'connection lost'}")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pyarrow as pa
 from pyarrow.fs import FileSystem, LocalFileSystem, SubTreeFileSystem
 from typing_extensions import override
 
@@ -28,6 +29,16 @@ class StoreError(Exception):
 
 class DamagedStoreError(StoreError):
     """A file of the store is damaged."""
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a file cannot be read for what it holds: of that PyArrow raises a plain OSError, and a disk EIO.
+
+    Not where it may not be read, is gone, or the store does not answer.
+    """
+    if isinstance(error, OSError):
+        return type(error) is OSError and error.errno in {None, errno.EIO, errno.EBADMSG}
+    return isinstance(error, pa.ArrowException | ValueError)
 
 
 class Storage(ABC):

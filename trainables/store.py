@@ -27,14 +27,16 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from trainables.manifest import MERGED, MERGED_TABLES, Manifest, read_manifest
-from trainables.schema import FORMAT, PLAN, TABLES
-from trainables.storage import DamagedStoreError, Storage, StoreError, contained, open_storage
+from trainables.schema import FORMAT, PLAN, TABLES, TRIALS
+from trainables.storage import DamagedStoreError, Storage, StoreError, contained, is_damage, open_storage
 
 SWEEP_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 ENDPOINTS = "endpoints"  # beside the side tables, the one kind of file that is not Parquet
 PLAN_ROW_GROUP = 16_384  # rows; small enough that a worker reads its own pack without the rest
 PLAN_NAME = re.compile(r"\d{6,}-\d{4,}\.[0-9a-f]{16}\.parquet")
 FIRST_PLAN = "plan.parquet"  # where format 1 had it
+CLOSED = "closed"
+"""How the attempt is called by which a pack is given up; see :meth:`SweepStore.close`."""
 
 
 class Store:
@@ -86,6 +88,11 @@ class Listing:
     manifest: Manifest
     tables: Mapping[str, list[str]]
 
+    def packs(self) -> set[str]:
+        """Ids of all committed packs, of those too that were closed; `trials` must be listed."""
+        single = (name for name in self.tables["trials"] if name.startswith("trials/"))
+        return {*self.manifest.packs, *(name.partition("/")[2].partition(".")[0] for name in single)}
+
     def dataset(self, table: str, schema: pa.Schema | None = None) -> ds.Dataset:
         """A table's rows, read when they are asked for; columns that a file lacks are NULL.
 
@@ -97,9 +104,17 @@ class Listing:
 
 
 def dataset(storage: Storage, names: list[str], schema: pa.Schema) -> ds.Dataset:
-    """Rows of some Parquet files."""
+    """Rows of some Parquet files.
+
+    Raises:
+        DamagedStoreError: one of them is gone.
+    """
     names = [contained(name) for name in names]  # a manifest that came from elsewhere may say anything
-    return ds.dataset(names, schema=schema, format="parquet", filesystem=storage.filesystem())
+    try:
+        return ds.dataset(names, schema=schema, format="parquet", filesystem=storage.filesystem())
+    except FileNotFoundError as error:
+        gone = next((name for name in names if name in str(error)), names[0])
+        raise damaged(storage.where(gone), "it is gone") from error
 
 
 class SweepStore:
@@ -118,7 +133,7 @@ class SweepStore:
     def is_imported(self) -> bool:
         """Whether its trials were measured elsewhere: it has rows, and neither plan nor launch."""
         rows = (name for name in self.listing("trials").tables["trials"] if name.startswith(("trials/import", MERGED)))
-        return self.plan_name() is None and self.sweep_file() is None and any(rows)
+        return any(rows) and self.plan_name() is None and self.sweep_file() is None  # a launch writes its plan first
 
     def _has_rows(self) -> bool:
         return not {"trials", MERGED}.isdisjoint(self.storage.folders())
@@ -257,24 +272,34 @@ class SweepStore:
             side: what goes with them, by kind: side tables, or a whole file.
 
         Returns:
-            False where another attempt was first; then nothing of this one stays.
+            False where another attempt was first. What this one has written stays until `compact`, unseen: a reader
+            may have listed it.
         """
         data = parquet_bytes(trials)
         sums = {rows_name(pack_id): checksum(data)}
-        names = [side_name(kind, pack_id, attempt) for kind in side]
-        for name, content in zip(names, side.values(), strict=True):
+        for kind, content in side.items():
+            name = side_name(kind, pack_id, attempt)
             whole = content if isinstance(content, bytes) else parquet_bytes(content)
             self.storage.create(name, whole)
             sums[name] = checksum(whole)
-        names.append(sums_name(pack_id, attempt))
-        self.storage.create(names[-1], json.dumps(sums, indent=1, sort_keys=True).encode())
+        self.storage.create(sums_name(pack_id, attempt), json.dumps(sums, indent=1, sort_keys=True).encode())
         try:
             self.storage.create(rows_name(pack_id), data)
         except FileExistsError:
-            for name in names:
-                self.storage.delete(name)
             return False
         return True
+
+    def close(self, pack_id: str) -> bool:
+        """Gives up a pack before its trials move to another one: committed without rows, no attempt at it can win.
+
+        Returns:
+            False where one has won.
+        """
+        if self.commit(pack_id, CLOSED + secrets.token_hex(3), TRIALS.empty_table(), {}):
+            return True
+        with suppress(FileNotFoundError):  # it is merged, or was damaged
+            return not self.read_table(rows_name(pack_id))
+        return False
 
     def write_failures(self, pack_id: str, attempt: str, rows: pa.Table) -> None:
         """Records members of a pack that failed; they stay to be tried again."""
@@ -331,10 +356,12 @@ def hashed(stem: str, data: bytes, suffix: str) -> str:
 
 @contextmanager
 def _naming_damage(where: str) -> Iterator[None]:
-    """Around parsing a file; of bits that have changed PyArrow says OSError."""
+    """Around parsing a file."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
+        if not is_damage(error):
+            raise
         raise damaged(where, error) from error
 
 

@@ -81,6 +81,22 @@ def test_packs_become_one_file_per_table_with_the_same_rows(sweep: SweepStore) -
         assert connection.sql("SELECT count(*) FROM curves").fetchall() == [(6,)]
 
 
+def test_packs_that_were_closed_stay_closed_and_are_no_damage(sweep: SweepStore) -> None:
+    assert sweep.close("z")
+    before = rows(sweep)
+    assert verify(root(sweep)) == []
+    compact(root(sweep), grace=0)
+    assert sweep.storage.names("trials") == []
+    assert sweep.close("only"), "alone in its batch"
+    compact(root(sweep), grace=0)
+    assert rows(sweep) == before
+    assert sweep.listing("trials").packs() == {"p", "q", "r", "z", "only"}
+    assert not sweep.commit("z", "late", table([], TRIALS), {}) or sweep.listing("trials").tables["trials"] == [
+        *read_manifest(sweep.storage).files("trials")
+    ]
+    assert verify(root(sweep)) == []
+
+
 def test_endpoints_stay_as_they_are_and_their_sums_go_into_the_manifest(sweep: SweepStore) -> None:
     before = {name: sweep.storage.read(name) for name in files(sweep, ENDPOINTS)}
     compact(root(sweep), grace=0)

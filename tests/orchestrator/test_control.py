@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -9,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,7 @@ import pytest
 from orchestrator import launch, launching, logs, remove, resume, sql, status, stop
 from orchestrator.cli import main
 from orchestrator.launching import LaunchResult
-from trainables.lease import LaunchHeldError, Lease, heartbeat, latest, stop_request
+from trainables.lease import Holder, LaunchHeldError, Lease, heartbeat, latest, stop_request
 from trainables.storage import StoreError
 from trainables.store import Store, SweepStore
 
@@ -199,6 +203,27 @@ def test_a_launch_that_is_held_off_ends_with_code_4(
         main()
     assert ended.value.code == 0
     assert done() == calls()
+
+
+def test_a_launch_that_waits_for_a_silent_one_says_so_once_and_hears_ctrl_c(
+    hooks: object, sweep: SweepStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = replace(Holder.of_this_process(1, "launch"), machine="another", host="far\x1b[31m")
+    sweep.storage.create("lease/000001.json", json.dumps(asdict(elsewhere)).encode())
+    monkeypatch.setattr("trainables.lease.SIGN", 0.1)
+    monkeypatch.setattr(sys, "argv", ["isoratio", "launch", "own.yaml", "--store", "store", "--executor", "inline"])
+    press = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
+    press.start()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    press.join()
+    assert ended.value.code == 4
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert f"sweep 'own' is being run by process {os.getpid()} on far\\x1b[31m since" in said[0]
+    assert said[0].endswith("Waiting for a sign of it, 30 s at most")
+    assert said[1] == f"isoratio: {said[0]}; stopped"
+    assert not Path("calls.txt").exists()
 
 
 def test_a_launch_that_is_taken_over_ends_with_code_4(

@@ -53,6 +53,7 @@ class _World:
         """Like a launch: writes the plan and copies what is reused."""
         found = reconcile(sweep, self.store, **options)
         files = self.files(sweep.name)
+        assert all(files.close(pack) for pack in found.given_up)
         self.write_plan(sweep, found)
         for reuse in found.reuse:
             assert reuse.commit(self.store, files)
@@ -427,6 +428,55 @@ def test_after_a_recorded_crash_every_trial_of_the_pack_runs_alone(world: _World
     world.run(_one(third), cause=cause)
     last = world.reconcile(sweep)
     assert (last.to_run, len(last.failed), last.done) == ([], 1, 7)
+
+
+def test_packs_that_trials_leave_are_closed_so_that_no_trial_gets_a_second_row(world: _World) -> None:
+    sweep = _sweep(world.folder, "lr: [0.1, 0.2], batch_size: [8]", "retries: 3")
+    first = world.reconcile(sweep)
+    assert first.given_up == []
+    world.run(_one(first), cause="crash")
+    found = reconcile(sweep, world.store)
+    assert found.given_up == first.to_run
+    second = world.reconcile(sweep)
+    late = table([{"trial_id": first.grid["trial_id"][0].as_py(), "pack_id": _one(first)}], TRIALS)
+    assert not world.files().commit(_one(first), new_attempt(), late, {}), "by a worker that was out of reach"
+    assert reconcile(sweep, world.store).given_up == []
+    for pack in second.to_run:
+        world.run(pack)
+    assert sorted(world.committed()) == sorted(first.grid["trial_id"].to_pylist())
+    assert reconcile(sweep, world.store).ended == {"finished": 2}
+
+
+def test_a_pack_that_is_committed_while_it_is_given_up_has_won(world: _World) -> None:
+    sweep = _sweep(world.folder, "lr: [0.1, 0.2], batch_size: [8]", "retries: 3")
+    first = world.reconcile(sweep)
+    world.run(_one(first), cause="crash")
+    (given_up,) = reconcile(sweep, world.store).given_up
+    world.run(given_up)
+    assert not world.files().close(given_up)
+    again = reconcile(sweep, world.store)
+    assert (again.to_run, again.given_up, again.done) == ([], [], 2)
+
+
+def test_after_a_plan_was_lost_no_pack_gets_the_id_of_a_closed_one(world: _World) -> None:
+    sweep = _sweep(world.folder, "lr: [0.1, 0.2], batch_size: [8]", "retries: 1")
+    closed = []
+    for _ in range(3):
+        for retry_failed in (True, False):
+            found = world.reconcile(sweep, retry_failed=retry_failed)
+            closed += found.given_up
+            for pack in found.to_run:
+                world.run(pack, cause="crash")
+        assert len(reconcile(sweep, world.store).failed) == 2, "each trial has as many tries as ever"
+        for folder in ("plan", "failures"):
+            for name in world.files().storage.names(folder):
+                world.files().storage.delete(f"{folder}/{name}")
+    last = world.reconcile(sweep)
+    assert closed
+    assert set(closed).isdisjoint(last.to_run)
+    for pack in last.to_run:
+        world.run(pack)
+    assert reconcile(sweep, world.store).done == 2
 
 
 def test_a_pack_that_was_cut_off_before_its_commit_runs_whole_again(world: _World) -> None:

@@ -250,6 +250,28 @@ def test_a_silent_holder_is_replaced_when_patience_ends(sweep: SweepStore) -> No
         assert lease.number == 2
 
 
+def test_who_waits_for_a_sign_hears_of_whom_and_may_give_up(sweep: SweepStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SIGN", 0.1)
+    holder, said = leave(sweep, machine="another"), list[str]()
+    with Lease(sweep, patience=0.05, on_wait=said.append):
+        assert not said, "it lasted less than a launch takes to give a sign"
+    holder = leave(sweep, 3, machine="another")
+    with Lease(sweep, patience=0.7, on_wait=said.append):
+        assert 1 <= len(said) <= 4
+    (why,) = {*said}
+    assert why.startswith(f"sweep 's' is being run by {holder}: ")
+    assert why.endswith(" replace it with --take-over. Waiting for a sign of it, 1 s at most")
+
+    def give_up(why: str) -> None:
+        raise LaunchHeldError(why)
+
+    leave(sweep, 5, machine="another")
+    began = time.monotonic()
+    with pytest.raises(LaunchHeldError, match="Waiting for a sign"):
+        Lease(sweep, on_wait=give_up).__enter__()
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("beat", [None, "", "{", "[1]", "null", '{"every": 1.0}'])
 def test_a_heartbeat_that_is_none_is_silence(sweep: SweepStore, beat: str | None) -> None:
     leave(sweep, machine="another", beat=beat)

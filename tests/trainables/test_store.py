@@ -47,13 +47,27 @@ def test_a_commit_leaves_rows_what_goes_with_them_and_their_sums(tmp_path: Path)
     assert sweep.listing("trials").dataset("trials").to_table()["trial_id"].to_pylist() == ["t"]
 
 
-def test_the_first_commit_wins_and_the_second_leaves_nothing(tmp_path: Path) -> None:
+def test_the_first_commit_wins_and_what_the_second_wrote_stays_for_who_has_listed_it(tmp_path: Path) -> None:
     sweep = Store(tmp_path).sweep("s")
     assert sweep.commit("p", "a", rows("first"), side("a"))
-    before = files(sweep)
+    before = {name: (sweep.storage.root / name).read_bytes() for name in files(sweep)}
     assert not sweep.commit("p", "b", rows("second"), side("b"))
-    assert files(sweep) == before
+    assert files(sweep) - before.keys() == {"curves/p.b.parquet", "endpoints/p.b.safetensors", "sums/p.b.json"}
+    assert {name: (sweep.storage.root / name).read_bytes() for name in before} == before
     assert pq.read_table(sweep.storage.root / "trials/p.parquet").column("trial_id").to_pylist() == ["first"]
+
+
+def test_no_attempt_at_a_closed_pack_is_accepted(tmp_path: Path) -> None:
+    sweep = Store(tmp_path).sweep("s")
+    assert sweep.close("p")
+    assert sweep.is_committed("p")
+    assert not sweep.commit("p", "a", rows("late"), side("a"))
+    assert sweep.close("p"), "again, as after a stop"
+    assert sweep.commit("q", "a", rows("t"), side("a"))
+    assert not sweep.close("q"), "it has its rows"
+    listing = sweep.listing("trials")
+    assert listing.dataset("trials").to_table()["trial_id"].to_pylist() == ["t"]
+    assert listing.packs() == {"p", "q"}
 
 
 def test_of_many_concurrent_commits_one_wins(tmp_path: Path) -> None:
@@ -62,8 +76,9 @@ def test_of_many_concurrent_commits_one_wins(tmp_path: Path) -> None:
         won = list(pool.map(lambda i: sweep.commit("p", f"a{i}", rows(f"t{i}"), side(f"a{i}")), range(16)))
     assert sum(won) == 1
     winner = won.index(True)
-    side_files = {f"curves/p.a{winner}.parquet", f"endpoints/p.a{winner}.safetensors"}
-    assert files(sweep) == {"trials/p.parquet", *side_files, f"sums/p.a{winner}.json"}
+    assert len(files(sweep)) == 1 + 3 * 16
+    rows_there = pq.read_table(sweep.storage.root / "trials/p.parquet")
+    assert rows_there["trial_id"].to_pylist() == [f"t{winner}"]
     assert (sweep.storage.root / f"endpoints/p.a{winner}.safetensors").read_bytes() == f"a{winner}".encode()
 
 
