@@ -16,6 +16,7 @@ from analysis.contents import strange_packs
 from analysis.records import HASHED, NAMES, record_problem, strays, table_of, table_problem, unreadable
 from trainables.manifest import COPY, MERGED, Manifest, file_name, numbers, read_numbered
 from trainables.manifest import FOLDER as MANIFEST
+from trainables.same_data import FOLDER as DATASETS
 from trainables.schema import FORMAT
 from trainables.storage import Storage, StoreError
 from trainables.store import CLOSED, FIRST_PLAN, SweepStore, sums_name
@@ -144,7 +145,8 @@ class _Look:
                 self.found.add(path, "is no file of a store")
 
     def _check_records(self) -> None:
-        names = [n for folder in ("provenance", "splits", "lease", "log", MANIFEST) for n in self.names[folder]]
+        folders = ("provenance", "splits", "lease", "log", MANIFEST, DATASETS)
+        names = [name for folder in folders for name in self.names[folder]]
         for name in (*names, *(n for n in self.names[""] if n == "format.json")):
             if found := read_damaged(self.storage, name):
                 digest, data = found

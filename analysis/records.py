@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 from analysis.discarding import MERGED_NAME
 from trainables.lease import Holder
 from trainables.manifest import FOLDER as MANIFEST
-from trainables.manifest import MERGED, is_whole
+from trainables.manifest import MERGED
+from trainables.same_data import FOLDER as DATASETS
 from trainables.schema import FORMAT, SIDE_TABLES, TABLES
+from trainables.sealed import is_whole
 from trainables.storage import LocalStorage, Storage
 from trainables.store import ENDPOINTS, parquet_bytes
 from trainables.trial import canonical_json, content_id
@@ -38,6 +40,7 @@ _FOLDERS = {
     "lease": r"{number}\.json",
     "log": r"{number}\.(json|stop|({pack}\.)?log)|launch\.(json|log|lock)|stop",
     MANIFEST: r"{number}\.json(\.copy)?",
+    DATASETS: r"{hash}\.json",
 }
 NAMES = {folder: re.compile(pattern.format(**_PARTS)) for folder, pattern in _FOLDERS.items()}
 """What files are called, by folder; the sweep's own is "". Format 1 had no hash in the names of plans and failures."""
@@ -157,7 +160,7 @@ def _log_problem(name: str, data: bytes) -> str | None:
     return _CHANGED if name.endswith(".stop") and data not in {b"finish", b"checkpoint"} else None
 
 
-def _manifest_problem(name: str, data: bytes) -> str | None:
+def _sealed_problem(name: str, data: bytes) -> str | None:
     return None if is_whole(data) else _CHANGED
 
 
@@ -167,5 +170,6 @@ _RECORDS: dict[str, Callable[[str, bytes], str | None]] = {
     "splits": _split_problem,
     "lease": _lease_problem,
     "log": _log_problem,
-    MANIFEST: _manifest_problem,
+    MANIFEST: _sealed_problem,
+    DATASETS: _sealed_problem,
 }

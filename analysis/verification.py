@@ -12,8 +12,9 @@ from pathlib import Path
 from analysis.checks import Findings, look
 from analysis.compaction import BatchWriter, without
 from analysis.database import select_sweeps
-from trainables.manifest import COPY, is_whole, read_manifest
+from trainables.manifest import COPY, read_manifest
 from trainables.manifest import FOLDER as MANIFEST
+from trainables.sealed import is_whole
 from trainables.storage import LocalStorage, Storage
 from trainables.store import Store, SweepStore
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from trainables.registry import resolve, source_sha256
+from trainables.same_data import refuse_changed_data
 from trainables.store import hashed
 from trainables.trial import REFERENCES, SEMANTICS
 
@@ -108,6 +109,9 @@ class Checkpoints:
             threads: CPU threads that it uses.
             device: name of the device that it uses; where that is no CPU, tensors come to CUDA's present one.
             dataset_sha256: hash of its data set, if any.
+
+        Raises:
+            ChangedDataError: earlier trials of the sweep were trained on other data.
         """
         return None
 
@@ -163,6 +167,8 @@ class Keeper(Checkpoints):
 
     @override
     def restore(self, pack: Pack, threads: int, device: str, dataset_sha256: str | None = None) -> Any:
+        if dataset_sha256 is not None:
+            refuse_changed_data(self.storage, pack.trials[0].dataset, dataset_sha256)
         self._origin = asdict(Origin.of(pack, threads, device, dataset_sha256))
         self._usable, self._useless = self._names(), []
         self._due = self.clock() + self.seconds

@@ -292,9 +292,9 @@ def note(storage: Storage, number: int, pack_id: str, text: str) -> None:
 
 
 def logs(storage: Storage) -> list[str]:
-    """Names of the logs of all launches, oldest first."""
+    """Names of the logs of all launches, oldest first, those of a launch's workers after its own."""
     found = [f"log/{name}" for name in storage.names("log") if name.endswith(".log")]
-    return sorted(found, key=lambda name: (name != FIRST_LOG, name))
+    return sorted(found, key=lambda name: (name != FIRST_LOG, name.partition(".")[0], name.count("."), name))
 
 
 def held(sweep: str, holder: Holder) -> str:

@@ -7,7 +7,6 @@ a copy, since no other file says which packs are merged.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from trainables.schema import FORMAT, SIDE_TABLES
+from trainables.sealed import is_whole, seal, unsealed
 from trainables.storage import DamagedStoreError, Storage, StoreError
 
 FOLDER = "manifest"
@@ -70,8 +70,7 @@ class Manifest:
             FileExistsError: another one was written since its predecessor was read.
         """
         content = {"format": FORMAT, "batches": [vars(batch) for batch in self.batches]}
-        text = json.dumps(content, sort_keys=True).encode()
-        data = _digest(text) + b"\n" + text
+        data = seal(json.dumps(content, sort_keys=True).encode())
         storage.create(file_name(self.number), data)
         storage.replace(file_name(self.number) + COPY, data)
 
@@ -122,21 +121,11 @@ def read_numbered(storage: Storage, number: int) -> Manifest | None:
     return None
 
 
-def is_whole(data: bytes) -> bool:
-    """Whether a manifest's file is what was written: its first line is the SHA-256 of the rest."""
-    digest, _, text = data.partition(b"\n")
-    return digest == _digest(text)
-
-
 def _parsed(data: bytes, number: int, where: str) -> Manifest:
-    content = json.loads(data.partition(b"\n")[2])
+    content = json.loads(unsealed(data))
     if content["format"] > FORMAT:
         raise StoreError(
             f"{where}: a newer version of Isoratio wrote it, in format {content['format']}; this one reads up to "
             f"format {FORMAT}: install a newer one"
         )
     return Manifest(number, tuple(Batch(**batch) for batch in content["batches"]))
-
-
-def _digest(text: bytes) -> bytes:
-    return hashlib.sha256(text).hexdigest().encode()

@@ -2,7 +2,7 @@
 
     STORE/<sweep>/format.json sweep.yaml plan/ lease/ log/
         trials/ curves/ eigenvalues/ density/ profiles/ endpoints/ sums/ failures/ splits/ provenance/ checkpoints/
-        manifest/ merged/ quarantine/
+        datasets/ manifest/ merged/ quarantine/
 
 Side tables and endpoints are written first, then the sums, and ``trials/<pack>.parquet`` is created exclusively last:
 its existence is the commit. Correctness rests on that alone; the lease (see :mod:`trainables.lease`) only saves work.

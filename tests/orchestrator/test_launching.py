@@ -14,7 +14,9 @@ import pytest
 from orchestrator import import_trials, launch, logs, plan, resume, run_trial, sql, status, verify
 from orchestrator.launching import LaunchResult
 from orchestrator.reconcile import SweepChangedError
+from trainables.datasets import _first, load_dataset
 from trainables.lease import LaunchHeldError, Lease
+from trainables.results import _dataset_sha256
 from trainables.storage import DamagedStoreError, StoreError
 from trainables.store import Store, SweepStore
 
@@ -363,6 +365,47 @@ def test_a_changed_plugin_is_said(callables: Path, capsys: pytest.CaptureFixture
         file.write("# another\n")
     go(write(callables, FAILING), callables)
     assert "warning: callable:sometimes has changed since trials of this sweep ran" in capsys.readouterr().err
+
+
+def test_data_that_have_changed_since_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_data.py").write_text(textwrap.dedent(OWN_DATA))
+    now_there_is("1.0")
+    text = SWEEP.replace(
+        "{name: teacher, train_size: 40, test_size: 10, dimension: 4, classes: 3}", "'own_data:points'"
+    )
+    assert go(write(tmp_path, text), tmp_path, limit=6).done == 6
+    now_there_is("2.0")
+    second = go(write(tmp_path, text + "    retries: 0\n"), tmp_path)
+    assert (second.done, second.failed, second.ran) == (6, 6, 0)
+    (failed,) = rows(
+        tmp_path, "SELECT DISTINCT split_part(error, chr(10), -2) AS why FROM trials WHERE status = 'failed'"
+    )
+    assert "data set 'own_data:points' is not what earlier trials of this sweep were trained on" in failed["why"]
+    assert verify(tmp_path / "store") == []
+    now_there_is("1.0")
+    assert go(write(tmp_path, text), tmp_path).done == 12
+
+
+OWN_DATA = """
+    from pathlib import Path
+
+    import torch
+    from trainables import Dataset
+
+    def points(root: Path) -> Dataset:
+        x = torch.arange(80.0).reshape(20, 4) * float(Path("points.txt").read_text())
+        return Dataset(x, torch.arange(20) % 3, x, torch.arange(20) % 3, num_classes=3)
+"""
+
+
+def now_there_is(points: str) -> None:
+    """What another process would load."""
+    Path("points.txt").write_text(points)
+    for kept in (_dataset_sha256, load_dataset, _first):
+        kept.cache_clear()
 
 
 def test_a_detached_launch_of_a_held_sweep_is_refused(tmp_path: Path) -> None:

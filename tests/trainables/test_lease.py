@@ -31,6 +31,7 @@ from trainables.lease import (
     is_silent,
     latest,
     logs,
+    note,
     stop_request,
 )
 from trainables.storage import StoreError
@@ -473,7 +474,8 @@ def test_every_launch_has_its_log(sweep: SweepStore) -> None:
         with Lease(sweep) as lease:
             lease.log(text)
             lease.log("again")
-    assert logs(sweep.storage) == ["log/000001.log", "log/000002.log"]
+    note(sweep.storage, 1, "0a", "from a worker")
+    assert logs(sweep.storage) == ["log/000001.log", "log/000001.0a.log", "log/000002.log"]
     lines = sweep.storage.read("log/000002.log").decode().splitlines()
     assert [line.partition(" ")[2] for line in lines] == ["second", "again"]
     assert all(line.startswith("20") for line in lines)
