@@ -315,14 +315,14 @@ def verify(
     Example: isoratio verify digits
     """
     from orchestrator import verify
+    from orchestrator.control import advice
 
     damaged = verify(store, sweep)
     if damaged or format is not Format.TABLE:
         print_rows([vars(d) for d in damaged], format)
     if damaged:
-        again = ", ".join(f"`isoratio resume {sweep}`" for sweep in sorted({d.sweep for d in damaged}))
-        imported = "; what was imported comes back by `isoratio import`"
-        fail(f"what is damaged went to quarantine; run again what is gone: {again}{imported}", Exit.STORE)
+        again = " and ".join(advice({d.sweep for d in damaged}, store))
+        fail(f"what is damaged went to quarantine; what is gone comes back by {again}", Exit.STORE)
     say("every file is what was written")
 
 

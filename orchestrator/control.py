@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from analysis.database import Launch
@@ -77,6 +77,16 @@ def remove(
     with lease:
         lease.end()  # nothing is written into what goes
         there.storage.remove()
+
+
+def advice(sweeps: Collection[str], store: str | Path) -> list[str]:
+    """The commands that bring back rows which sweeps have lost."""
+    held = Store(store)
+    commands = (
+        f"import FILE --sweep {name}" if held.sweep(name).sweep_file() is None else f"resume {name}"
+        for name in sorted(sweeps)
+    )
+    return [f"`isoratio {command}{store_option(held.url)}`" for command in commands]
 
 
 def store_option(url: str) -> str:

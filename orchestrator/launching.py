@@ -203,7 +203,11 @@ def _launched(
         Lease(there, patience=options.patience, on_wait=_Waiting(should_stop)) as lease,
         _executor(sweep, options) as executor,
     ):
-        return _Launch(sweep, store, lease, executor, options.limit, should_stop).run(began)
+        try:
+            return _Launch(sweep, store, lease, executor, options.limit, should_stop).run(began)
+        except FileNotFoundError:
+            lease.check()  # whoever has taken over tidies away older plans
+            raise
 
 
 class _Waiting:

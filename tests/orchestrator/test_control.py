@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import launch, launching, logs, remove, resume, sql, status, stop
+from orchestrator import import_trials, launch, launching, logs, remove, resume, sql, status, stop
 from orchestrator.cli import main
 from orchestrator.launching import LaunchResult
 from trainables.lease import Holder, LaunchHeldError, Lease, heartbeat, latest, stop_request
@@ -303,6 +304,36 @@ def test_logs_of_all_launches_and_of_a_running_one_as_it_grows(hooks: object, sw
     assert not reader.is_alive()
     assert lines[: len(before)] == before
     assert [line.split(" ", 1)[-1] for line in lines[len(before) :]] == ["begun\n", "a line\n"]
+
+
+# ---- verify
+
+
+def test_what_verify_advises_brings_the_rows_back(
+    hooks: object,
+    sweep: SweepStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    go()
+    (tmp_path / "theirs.csv").write_text("lr,batch_size,test_loss\n0.1,32,1.5\n")
+    import_trials("store", tmp_path / "theirs.csv", "theirs")
+    for there in (sweep, Store("store").sweep("theirs")):
+        there.storage.replace(f"trials/{there.storage.names('trials')[0]}", b"broken")
+
+    def isoratio(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["isoratio", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code  # type: ignore[return-value]
+
+    assert isoratio("verify", "--store", "store") == 3
+    resume, again = re.findall("`isoratio ([^`]*)`", capsys.readouterr().err)
+    assert len(sql("store", "SELECT trial_id FROM trials")) == 2
+    assert isoratio(*resume.split(), "--executor", "inline") == 0
+    assert isoratio(*again.replace("FILE", "theirs.csv").split()) == 0
+    assert len(sql("store", "SELECT trial_id FROM trials")) == 5
 
 
 # ---- remove
