@@ -13,8 +13,9 @@ import pyarrow as pa
 from ruamel.yaml import YAML
 
 from analysis.database import COLUMNS, MEASURED, connect, fetch, quoted
+from analysis.sample import error_column
 from analysis.scales import default_margin
-from analysis.verdict import Verdict, error_column, judge
+from analysis.verdict import Verdict, judge
 from trainables.schema import STATISTICS
 from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.store import Store

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from analysis.controls import Trials
 from analysis.decision import Outcome
 from analysis.grid import Group, floats, groups, levels, moments
 from analysis.invariance import read_trials
@@ -33,7 +34,7 @@ def verdict_text(
     if not in_full:
         metric = max(verdicts, key=lambda v: v.verdict is Outcome.DIFFERENT).metric
         return "\n\n".join([*parts, f"with intervals and a map: isoratio invariance {sweep} --metric {metric}"])
-    trials = read_trials(store, sweep, [v.metric for v in verdicts])
+    trials = Trials.of(read_trials(store, sweep, [v.metric for v in verdicts])).judged
     found = {_key(group.fields): group for group in groups(trials)}
     full = [(conclusion([v], width), _group_map(found[_key(v.group)], trials, v.metric, width)) for v in verdicts]
     return "\n\n".join([*filter(None, (text for pair in full for text in pair)), *parts])
@@ -89,7 +90,8 @@ def heat_map(trials: pa.Table, metric: str, width: int = 80) -> str:
         metric: one of its columns.
         width: columns of the terminal.
     """
-    return "\n\n".join(filter(None, (_group_map(group, trials, metric, width) for group in groups(trials))))
+    judged = Trials.of(trials).judged
+    return "\n\n".join(filter(None, (_group_map(group, judged, metric, width) for group in groups(judged))))
 
 
 def _sentences(v: Verdict) -> list[str]:
@@ -101,7 +103,7 @@ def _sentences(v: Verdict) -> list[str]:
         Outcome.DIFFERENT: f"{subject} is NOT the same at equal lr / batch size{margin} ({size}).",
         Outcome.INCONCLUSIVE: f"{subject}: undecided whether lr / batch size alone matters{margin} ({size}).",
     }[v.verdict]
-    return [head, *_effect(v), *_frontier(v), *_exponent(v), *_notes(v)]
+    return [head, *_effect(v), *_floor(v), *_frontier(v), *_noise(v), *_exponent(v), *_notes(v)]
 
 
 def _effect(v: Verdict) -> list[str]:
@@ -112,6 +114,30 @@ def _effect(v: Verdict) -> list[str]:
     sizes = f"from batch size {cell.reference_batch_size} to {cell.batch_size}"
     where = f"{sizes} at ratio {cell.ratio:.3g} (lr {cell.lr:.3g})"
     return [f"The largest contrast is {shown[0]} (90% interval {shown[1]} to {shown[2]}), {where}."]
+
+
+def _floor(v: Verdict) -> list[str]:
+    if v.floor is None or v.effect_cell is None or not v.floor.spread:
+        return []
+    apart = _difference(v.floor.spread, v.scale)
+    times = f"the largest contrast is {abs(v.effect.value) / v.floor.spread:.2g} times that"
+    return [f"Equal trials with another order of examples end {apart} apart ({plural(v.floor.n, 'pair')}): {times}."]
+
+
+def _noise(v: Verdict) -> list[str]:
+    """On which lines there is noise that could have broken invariance, and where training time alone explains it."""
+    known = [line for line in v.noise if line.informative is not None]
+    told = [line for line in known if line.informative]
+    timed = [f"{line.ratio:.3g}" for line in known if not line.informative]
+    sentences = []
+    if told:
+        ratios = ", ".join(f"{line.ratio:.3g} ({_difference(line.nu.value, v.scale)})" for line in told)
+        sentences.append(f"It is informative about noise at ratio {ratios}: so far is SGD from gradient descent there.")
+    if timed:
+        sentences.append(
+            f"At ratio {', '.join(timed)} it is explained by training time: noise does less than the margin."
+        )
+    return sentences
 
 
 def _frontier(v: Verdict) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -13,23 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.contrasts import LEAST_SEEDS, Contrasts, Estimate, contrasts
+from analysis.controls import Controls, Floor, LineNoise, Trials
 from analysis.decision import MOST_SEEDS, Outcome, decide, furthest, seeds_needed
 from analysis.frontier import Frontier, frontier
-from analysis.grid import Group, floats, groups
-from analysis.scales import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    Scale,
-    half_width,
-    on_scale,
-    resolution_on_scale,
-    scale_of,
-    smallest_step,
-)
+from analysis.grid import Group, groups
+from analysis.sample import Sample
+from analysis.scales import Scale, half_width, scale_of
 from analysis.slopes import Slopes, inside, slopes
-from trainables.registry import train_size
-from trainables.statistics import ERROR_COLUMN
 
 
 @dataclass(frozen=True)
@@ -65,6 +55,8 @@ class Verdict:
         frontier: up to which lr invariance holds.
         seeds_needed: per cell, for a decision, where more seeds would bring one.
         note: why, whenever the answer is a non-answer, and what was left out.
+        noise: on which lines invariance is one of noise, rather than of training time; where there are controls.
+        floor: how far trials end apart that differ in the order of examples only; where there are A/A trials.
     """
 
     metric: str
@@ -85,6 +77,8 @@ class Verdict:
     frontier: Frontier | None
     seeds_needed: int | None
     note: str
+    noise: tuple[LineNoise, ...]
+    floor: Floor | None
 
     def as_row(self) -> dict[str, object]:
         """The row of `isoratio invariance --format json`: plain values, None for what is missing or unbounded."""
@@ -96,8 +90,10 @@ class Verdict:
                 row |= {k: x if math.isfinite(x) else None for k, x in zip(names, value, strict=True)}
             elif isinstance(value, Frontier):
                 row[field.name] = value._asdict()
-            elif isinstance(value, Cell):
+            elif isinstance(value, Cell | Floor):
                 row[field.name] = dataclasses.asdict(value)
+            elif field.name == "noise":
+                row[field.name] = [line.as_row() for line in value]
             elif field.name not in {"n_measured", "seeds_needed"}:
                 row[field.name] = str(value) if isinstance(value, StrEnum) else value
         return row
@@ -111,14 +107,9 @@ def judge(trials: pa.Table, margins: Mapping[str, float | None]) -> list[Verdict
             hold their errors, and every scientific field that may vary.
         margins: metric -> margin, None where none is given.
     """
-    found = groups(trials)
-    return [_judge(trials, group, metric, margin) for metric, margin in margins.items() for group in found]
-
-
-def error_column(metric: str, columns: Sequence[str]) -> str | None:
-    """The column that holds the error of a metric, if there is one."""
-    names = (ERROR_COLUMN.get(metric), f"{metric}_se", f"{metric}_residual")
-    return next((name for name in names if name in columns), None)
+    apart = Trials.of(trials)
+    found = [(group, apart.controls_of(group)) for group in groups(apart.judged)]
+    return [_judge(apart, group, own, metric, margin) for metric, margin in margins.items() for group, own in found]
 
 
 def plural(n: int, noun: str) -> str:
@@ -126,68 +117,11 @@ def plural(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """The values of a metric in one group.
-
-    Attributes:
-        y: on the scale, NaN where missing, shape (trials,).
-        h: resolution of y, shape (trials,).
-        unmeasured: how many finished trials lack the metric.
-        unusable: finished trials whose value is not finite or, on the log scale, not positive, shape (trials,).
-    """
-
-    y: FloatArray
-    h: FloatArray
-    unmeasured: int
-    unusable: BoolArray
-
-
-def _sample(trials: pa.Table, group: Group, metric: str) -> _Sample:
-    scale = scale_of(metric)
-    missing = trials[metric].take(group.rows).is_null().to_numpy() & ~group.diverged
-    values = np.where(group.diverged, np.nan, floats(trials, metric, group.rows))
-    y = on_scale(values, scale)
-    h = resolution_on_scale(_resolution(trials, group, metric, values), values, scale)
-    return _Sample(y, h, int(missing.sum()), np.isnan(y) & ~group.diverged & ~missing)
-
-
-def _resolution(trials: pa.Table, group: Group, metric: str, values: FloatArray) -> FloatArray:
-    """How fine the values are: the solver's error, else one example of the training set, else the step that shows."""
-    error = error_column(metric, trials.column_names)
-    if error is not None:
-        return floats(trials, error, group.rows)
-    datasets = trials["dataset"].take(group.rows[:1]).to_pylist() if "dataset" in trials.column_names else []
-    whole = train_size(datasets[0]) if datasets and datasets[0] else None
-    if whole and metric in _COUNTED:
-        part, labels, inputs = (_given(trials, n, group.rows) for n in ("train_size", "label_noise", "input_noise"))
-        noise = np.nan_to_num(labels), np.nan_to_num(inputs)
-        counted = np.fmin(part, whole) * _COUNTED[metric](*noise)
-        return np.divide(1.0, counted, out=np.zeros_like(counted), where=counted > 0)
-    return np.full(len(values), smallest_step(values))
-
-
-def _given(trials: pa.Table, column: str, rows: IntArray) -> FloatArray:
-    """A column of some rows, NaN where there is none."""
-    return floats(trials, column, rows) if column in trials.column_names else np.full(len(rows), np.nan)
-
-
-_COUNTED: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
-    "train_accuracy": lambda labels, inputs: np.ones_like(labels),
-    "clean_accuracy": lambda labels, inputs: (1 - labels) * (1 - inputs),
-    "corrupted_accuracy": lambda labels, inputs: 1 - (1 - labels) * (1 - inputs),
-    "memorized": lambda labels, inputs: labels,
-    "recovered": lambda labels, inputs: labels,
-}
-"""Metric -> of which share of the training set, about, it is a fraction, by label and input noise."""
-
-
-def _judge(trials: pa.Table, group: Group, metric: str, margin: float | None) -> Verdict:
-    grid, sample, scale = group.grid, _sample(trials, group, metric), scale_of(metric)
+def _judge(apart: Trials, group: Group, own: Controls, metric: str, margin: float | None) -> Verdict:
+    grid, sample, scale = group.grid, Sample.of(apart.judged, group, metric), scale_of(metric)
     m = half_width(margin, scale)
-    spoiled = group.diverged | sample.unusable
-    compared = contrasts(grid, sample.y, sample.h, group.diverged, spoiled)
-    blocked = bool(spoiled.any())
+    compared = contrasts(grid, sample.y, sample.h, sample.diverged, sample.spoiled)
+    blocked = bool(sample.spoiled.any())
     outcome = decide(compared, m, blocked)
     edge = frontier(compared, m)
     where, region = inside(grid, edge)
@@ -216,6 +150,8 @@ def _judge(trials: pa.Table, group: Group, metric: str, margin: float | None) ->
         frontier=edge,
         seeds_needed=needed,
         note="; ".join(notes),
+        noise=own.noise(sample, metric, m),
+        floor=own.floor(sample, metric),
     )
 
 
@@ -244,7 +180,7 @@ def _reasons(compared: Contrasts, m: float, metric: str, blocked: bool, needed: 
     return reasons
 
 
-def _left_out(group: Group, sample: _Sample, compared: Contrasts, scale: Scale) -> list[str]:
+def _left_out(group: Group, sample: Sample, compared: Contrasts, scale: Scale) -> list[str]:
     """What a verdict does not rest on, each with its count."""
     few = int((~compared.testable).sum()) if compared.testable.any() else 0
     averaged = len(group.rows) - len(group.grid.point_cell)
@@ -252,7 +188,7 @@ def _left_out(group: Group, sample: _Sample, compared: Contrasts, scale: Scale) 
     counts = {
         "diverged trials": int(group.diverged.sum()),
         f"values not finite{positive}, left out": int(sample.unusable.sum()),
-        "finished trials without the metric": sample.unmeasured,
+        "finished trials without the metric": int(sample.unmeasured.sum()),
         "failed trials, left out": group.failed,
         f"contrasts of fewer than {LEAST_SEEDS} seeds, not tested": few,
         "contrasts without shared seeds, compared as independent samples": int(compared.unpaired.sum()),

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.axes import MAX_POINTS
+from orchestrator.controls import with_controls
 from orchestrator.explain import did_you_mean
 from orchestrator.sizes import size as size_of
 from trainables.registry import batch_statistics, example_shape, resolve, train_size
@@ -55,11 +56,12 @@ def expand(sweep: SweepFile) -> pa.Table:
     joined = ", ".join(parts[key] for key in sorted(parts))
     identity = f"sha256('{{' || concat_ws(',', {joined}) || '}}')[:32] AS trial_id"
     measure, axes = f"'{sweep.measure.measure_id}' AS measure_id", sweep.axes
-    trials = _select(points(axes, identities=True), f"{identity}, {measure}, {', '.join(FIELDS)}", sweep.where)
-    if axes["order_seed"] == [None]:
+    what = f"{identity}, {measure}, {', '.join(FIELDS)}"
+    trials = _select(points(axes, identities=True), what, sweep.where, with_controls(sweep.controls))
+    if axes["order_seed"] == [None] and not sweep.controls:
         return trials
     _, first = np.unique(trials["trial_id"].to_numpy(), return_index=True)  # an order seed may be the seed itself
-    return trials.take(np.sort(first))
+    return trials.take(np.sort(first))  # and a control may be in the grid already
 
 
 def size(axes: Axes) -> int:
@@ -282,13 +284,20 @@ def _identity_parts(field: str, values: Sequence[Any]) -> list[str | None]:
     return [f'"{field}":{t}' if identity_fields({field: v}) else None for v, t in zip(values, texts, strict=True)]
 
 
-def _select(rows: pa.Table, what: str, where: str | None) -> pa.Table:
-    """Some columns of the rows for which a condition of the user's holds, without access to anything else."""
+def _select(rows: pa.Table, what: str, where: str | None, source: str = "FROM kept") -> pa.Table:
+    """Some columns of the rows for which a condition of the user's holds, without access to anything else.
+
+    Args:
+        rows: of the grid.
+        what: the columns, in SQL.
+        where: the condition.
+        source: what to do with the rows in ``kept`` before.
+    """
     with duckdb.connect(config=_SANDBOX) as connection:
         connection.register("points", rows)
         kept = connection.sql("FROM points")
         if where is not None:
             kept = kept.filter(duckdb.SQLExpression(where))
-        selected = kept.query("kept", f"SELECT {what} FROM kept")
+        selected = kept.query("kept", f"SELECT {what} FROM ({source})")
         assert selected is not None
         return selected.to_arrow_table()

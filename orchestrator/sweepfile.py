@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from orchestrator.axes import check_value, expand_axis
+from orchestrator.controls import Control
 from orchestrator.explain import explain, unknown_key
 from orchestrator.grid import COLUMNS, RATES, Axes, Finding, findings
 from orchestrator.source import Place, Problem, Source, SweepFileError, read
@@ -54,6 +55,7 @@ class SweepFile(BaseModel):
         grid: axes, likewise.
         where: SQL condition over the points of the grid.
         margins: metric -> equivalence margin.
+        controls: trials to add; see :mod:`orchestrator.controls`.
         retries: how often a trial that failed is tried again.
     """
 
@@ -65,6 +67,7 @@ class SweepFile(BaseModel):
     where: str | None = None
     measure: Measure = Measure()
     margins: dict[str, Annotated[float, Field(gt=0)]] = {}
+    controls: list[Control] = []
     resources: Resources = Resources()
     pack: Packing = Packing()
     retries: Annotated[int, Field(ge=0, le=100)] = 2

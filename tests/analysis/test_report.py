@@ -5,6 +5,7 @@ import pytest
 from planted import bent, grid
 from test_verdict import broken, only, replaced, spoil
 
+from analysis.controls import AGAIN
 from analysis.report import answer, conclusion, heat_map, summary
 from analysis.verdict import judge
 
@@ -34,6 +35,30 @@ def test_inconclusive_in_words():
     text = said(grid(bent, seeds=4, sd=0.1))
     assert text.startswith("lambda_max: undecided whether lr / batch size alone matters within a factor 1.1")
     assert f"Note: about {verdict.seeds_needed} seeds per cell would decide it" in text
+
+
+def test_controls_in_words():
+    noise = {2.5e-4: 0.0, 5e-4: 0.01, 1e-3: 0.02, 2e-3: 0.4, 4e-3: -0.8}
+    control = grid(
+        lambda lr, b: bent(lr, b) - noise[float(f"{lr / b:.3g}")],
+        batch_sizes=[8],
+        rng=1,
+        sampler="full",
+        order_seed=None,
+    )
+    again = grid(bent, batch_sizes=[8], rng=2, sampler="stream", order_seed=0)
+    order = pa.array(again["seed"].to_numpy() ^ AGAIN)
+    again = again.set_column(again.column_names.index("order_seed"), "order_seed", order)
+    trials = pa.concat_tables(
+        [grid(bent, sampler="stream", order_seed=None), control, again], promote_options="permissive"
+    )
+    text = said(trials)
+    assert "It is informative about noise at ratio 0.002 (×1.5" in text
+    assert ", 0.004 (×0.4" in text
+    assert "At ratio 0.00025, 0.0005, 0.001 it is explained by training time: noise does less than the margin." in text
+    assert "Equal trials with another order of examples end ×1." in text
+    assert " apart (40 pairs): the largest contrast is 0." in text
+    assert heat_map(trials, "lambda_max") == heat_map(grid(bent), "lambda_max")
 
 
 def test_differences_on_the_absolute_scale_have_a_sign():

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from planted import bent, grid, table
 
 from analysis.decision import Outcome
-from analysis.verdict import error_column, judge
+from analysis.sample import error_column
+from analysis.verdict import judge
 from trainables.statistics import ERROR_COLUMN
 
 KEYS = [
     *["metric", "scale", "group", "n_trials", "n_diverged", "n_seeds", "n_contrasts", "verdict", "margin"],
     *["effect", "effect_low", "effect_high", "effect_cell", "slope_ratio", "slope_ratio_low", "slope_ratio_high"],
     *["slope_batch", "slope_batch_low", "slope_batch_high", "exponent", "exponent_low", "exponent_high"],
-    *["frontier", "note"],
+    *["frontier", "note", "noise", "floor"],
 ]
 
 

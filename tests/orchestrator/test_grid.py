@@ -35,12 +35,14 @@ class _Sweep(BaseModel):
 
     axes: dict[str, list[Any]]
     where: str | None = None
+    controls: list[str] = []
     measure: _Measure = Field(default_factory=_Measure)
 
 
-def _expand(where: str | None = None, **axes: Sequence[Any]) -> pa.Table:
+def _expand(where: str | None = None, controls: Sequence[str] = (), **axes: Sequence[Any]) -> pa.Table:
     checked = {field: [check_value(field, v) for v in values] for field, values in axes.items()}
-    return expand(_Sweep(axes=DEFAULTS | {"dataset": ["digits"]} | checked, where=where))  # type: ignore[arg-type]
+    given = {"where": where, "controls": [*controls]}
+    return expand(_Sweep(axes=DEFAULTS | {"dataset": ["digits"]} | checked, **given))  # type: ignore[arg-type]
 
 
 def _identity(row: Mapping[str, Any]) -> str:

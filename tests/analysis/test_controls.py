@@ -1,0 +1,130 @@
+"""What noise does, and what chance does, told by control trials."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from planted import BATCH_SIZES, RATIOS, bent, grid
+from scipy import stats
+
+from analysis.controls import AGAIN
+from analysis.verdict import judge
+
+M = math.log(1.1)
+
+
+def descent(noise, seeds=8, sd=0.03, rng=1, **fields):
+    """Gradient descent at the smallest batch size of each line: SGD without what noise does there."""
+    return grid(
+        lambda lr, b: bent(lr, b) - noise(lr / b),
+        seeds,
+        sd,
+        rng=rng,
+        batch_sizes=BATCH_SIZES[:1],
+        sampler="full",
+        **fields,
+    )
+
+
+def sgd(**options):
+    return grid(bent, sampler="stream", **options)
+
+
+def only(*tables, margin=0.1):
+    (verdict,) = judge(pa.concat_tables(tables, promote_options="permissive"), {"lambda_max": margin})
+    return verdict
+
+
+def test_lines_where_noise_does_something_are_told_from_those_of_training_time():
+    effect = dict(zip(RATIOS, (0.0, 0.0, 0.05, 0.4, -0.8), strict=True))
+    trials, control = sgd(), descent(lambda ratio: effect[min(RATIOS, key=lambda r: abs(math.log(r / ratio)))])
+    verdict = only(trials, control)
+    assert [line.informative for line in verdict.noise] == [False, False, False, True, True]
+    assert [line.ratio for line in verdict.noise] == pytest.approx(RATIOS)
+    assert {(line.batch_size, line.n) for line in verdict.noise} == {(8, 8)}
+    alone = only(trials)
+    assert alone.noise == ()
+    assert (alone.verdict, alone.effect, alone.frontier, alone.note) == (
+        verdict.verdict,
+        verdict.effect,
+        verdict.frontier,
+        verdict.note,
+    ), "controls change no verdict"
+
+
+def test_nu_is_the_paired_difference_with_its_t_interval():
+    trials, control = sgd(ratios=RATIOS[:1]), descent(lambda ratio: 0.2, ratios=RATIOS[:1])
+    (line,) = only(trials, control).noise
+    first = np.log(trials["lambda_max"].to_numpy()[trials["batch_size"].to_numpy() == 8])
+    paired = first - np.log(control["lambda_max"].to_numpy())
+    low, high = stats.ttest_1samp(paired, 0).confidence_interval(0.9)
+    assert line.nu == pytest.approx((paired.mean(), low, high))
+
+
+def test_without_a_margin_or_with_few_seeds_nothing_is_concluded():
+    control = descent(lambda ratio: 1.0)
+    assert {line.informative for line in only(sgd(), control, margin=None).noise} == {None}
+    few = only(sgd(seeds=3), descent(lambda ratio: 1.0, seeds=3)).noise
+    assert {(line.n, line.informative) for line in few} == {(3, None)}
+
+
+def test_of_several_learning_rates_without_noise_the_nearest_counts():
+    near, far = descent(lambda ratio: 0.2), grid(lambda lr, b: 9.0, batch_sizes=[128], sampler="full")
+    _, beside = judge(pa.concat_tables([sgd(), near, far]), {"lambda_max": 0.1})
+    assert beside.group == {"sampler": "stream"}
+    assert beside.noise == only(sgd(), near).noise
+
+
+def test_controls_belong_to_the_group_that_they_are_like():
+    tables = [sgd(momentum=m, rng=int(10 * m)) for m in (0.0, 0.9)]
+    control = descent(lambda ratio: 0.5, momentum=0.9)
+    plain, heavy = judge(pa.concat_tables([*tables, control]), {"lambda_max": 0.1})
+    assert (plain.group, heavy.group) == ({"momentum": 0.0}, {"momentum": 0.9})
+    assert plain.noise == ()
+    assert len(heavy.noise) == 5
+
+
+def test_gradient_descent_that_was_swept_is_judged_as_well():
+    both = judge(pa.concat_tables([sgd(), grid(bent, sampler="full", rng=3)]), {"lambda_max": 0.1})
+    assert [(v.group, len(v.noise)) for v in both] == [({"sampler": "full"}, 0), ({"sampler": "stream"}, 5)]
+    assert both[0].n_contrasts == 20
+
+
+def test_the_floor_is_the_root_mean_square_of_equal_trials():
+    trials = sgd(batch_sizes=BATCH_SIZES, order_seed=None)
+    again = sgd(batch_sizes=BATCH_SIZES[:1], order_seed=0, rng=7)
+    order = pa.array(again["seed"].to_numpy() ^ AGAIN)
+    again = again.set_column(again.column_names.index("order_seed"), "order_seed", order)
+    trials = trials.set_column(trials.column_names.index("order_seed"), "order_seed", pa.nulls(len(trials), pa.int64()))
+    verdict = only(trials, again)
+    pairs = [
+        (a["lambda_max"], b["lambda_max"])
+        for a in again.to_pylist()
+        for b in trials.to_pylist()
+        if (a["lr"], a["batch_size"], a["seed"]) == (b["lr"], b["batch_size"], b["seed"])
+    ]
+    spread = math.sqrt(np.mean([math.log(a / b) ** 2 for a, b in pairs]))
+    assert (verdict.floor.spread, verdict.floor.n) == (pytest.approx(spread), 40)
+    assert verdict.effect == only(trials).effect
+    assert verdict.n_trials == 200
+
+
+def test_rows_hold_what_controls_say():
+    row = only(sgd(seeds=2), descent(lambda ratio: 0.5, seeds=1)).as_row()
+    assert [line["informative"] for line in row["noise"]] == [None] * 5
+    assert row["noise"][0]["nu_low"] is None
+    assert row["floor"] is None
+
+
+@pytest.mark.parametrize("truth", [M, -M])
+def test_noise_at_the_margin_is_rarely_called_informative(truth):
+    """At most 5%, by the interval of 90%."""
+    found = 0
+    for rng in range(300):
+        trials, control = (
+            sgd(ratios=RATIOS[:1], rng=2 * rng, seeds=6),
+            descent(lambda r: truth, 6, rng=2 * rng + 1, ratios=RATIOS[:1]),
+        )
+        found += bool(only(trials, control).noise[0].informative)
+    assert found <= stats.binom.isf(1e-4, 300, 0.05)
