@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from analysis.commits import SIDES, Digest, Sums, in_threads, pack_of, read_damaged
 from analysis.contents import strange_packs
@@ -121,7 +119,6 @@ class _Look:
         self._list()
         self._check_records()
         self._read()
-        self._check_sweep_files()
         manifest = self._manifest()
         covered = self._check_merged(manifest)
         self._check_commits(covered)
@@ -186,25 +183,6 @@ class _Look:
         except ValueError:
             self.found.add(name, "does not hold the sums of a commit")
             return None
-
-    def _check_sweep_files(self) -> None:
-        """They are copies, for people, of what a plan holds: the last one, or while a launch begins the one before."""
-        plans = [name for name in self.names["plan"] if name in self.seen]
-        if not plans or any(name in self.found for name in plans):
-            return
-        planned = [self._planned(name) for name in plans]
-        for suffix in (".yaml", ".toml"):
-            data = self.storage.read_if_there(f"sweep{suffix}")
-            if data is not None and [suffix, data.decode(errors="replace")] not in planned:
-                self.found.add(f"sweep{suffix}", "differs from what was launched")
-
-    def _planned(self, plan: str) -> list[str]:
-        try:
-            with self.storage.filesystem().open_input_file(plan) as file:
-                metadata = pq.read_schema(file).metadata or {}
-        except FileNotFoundError as error:
-            raise _MovedError from error
-        return list(json.loads(metadata.get(b"sweep_file", b"[]")))
 
     # --- what was merged --------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ def verify(store: str | Path | Store, sweep: str | None = None) -> list[Damage]:
     their trials again. A manifest is restored from its copy. Launches and compactions may run meanwhile.
 
     What was written is told by the sums of a commit, by the hash in a file's name, or by its content; of a format that
-    had neither, a file only has to be readable. Logs are for people, and not checked.
+    had neither, a file only has to be readable. Logs, and the copy of the sweep file, are for people, and not checked.
 
     Args:
         store: its directory or URL.

@@ -239,8 +239,8 @@ def _flip_somewhere(path: Path, chance: random.Random) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["sums/r.a.json", "sweep.yaml"])
-def test_a_bit_that_is_flipped_in_what_others_are_compared_with_is_found(sweep: SweepStore, name: str) -> None:
+def test_a_bit_that_is_flipped_in_what_others_are_compared_with_is_found(sweep: SweepStore) -> None:
+    name = "sums/r.a.json"
     sound = path(sweep, name).read_bytes()
     for position in range(0, len(sound), 1 + len(sound) // 25):
         data = bytearray(sound)
