@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from analysis.contrasts import LEAST_SEEDS, Contrasts, t_quantile, t_upper
-from analysis.scales import FloatArray
+from analysis.scales import BoolArray, FloatArray
 
 ALPHA = 0.05
 """Chance of a wrong "equivalent", and of a wrong "different"."""
@@ -44,7 +44,7 @@ def decide(contrasts: Contrasts, m: float, blocked: bool) -> Outcome:
     tested = contrasts.testable
     if math.isnan(m) or not tested.any() or contrasts.motionless:
         return Outcome.INCONCLUSIVE
-    if (beyond(contrasts, m)[tested] <= _levels(contrasts)[tested]).any():
+    if (beyond(contrasts, m)[tested] <= judged_at(contrasts, tested)[tested]).any():
         return Outcome.DIFFERENT
     equivalent = not blocked and bool(contrasts.inside(m).all())
     return Outcome.EQUIVALENT if equivalent else Outcome.INCONCLUSIVE
@@ -84,9 +84,8 @@ def seeds_needed(contrasts: Contrasts, m: float, blocked: bool) -> int | None:
     return _first(lambda n: power(contrasts, m, n) >= POWER)
 
 
-def _levels(contrasts: Contrasts) -> FloatArray:
+def judged_at(contrasts: Contrasts, tested: BoolArray) -> FloatArray:
     """Level at which each tested contrast is judged: half of alpha for the leading one, half shared by all."""
-    tested = contrasts.testable
     share = np.full(len(contrasts), ALPHA / 2 / max(int(tested.sum()), 1))
     if tested.any():
         rank = np.lexsort((contrasts.ratio, contrasts.lr_level, tested))
@@ -110,7 +109,7 @@ def _power_equivalent(contrasts: Contrasts, m: float, n: int) -> float:
 
 def _power_different(contrasts: Contrasts, m: float, n: int) -> float:
     size, se, df = _planned(contrasts, n)
-    t = t_quantile(df, 1 - _levels(contrasts)[contrasts.n > 1])
+    t = t_quantile(df, 1 - judged_at(contrasts, contrasts.testable)[contrasts.n > 1])
     return float(1 - t_upper(df, (size - m) / se - t).min())
 
 

@@ -19,6 +19,7 @@ from analysis.frontier import Frontier, frontier
 from analysis.grid import Group, groups
 from analysis.sample import Sample
 from analysis.scales import Scale, half_width, scale_of
+from analysis.sensitivity import Sensitivity, sensitivity
 from analysis.slopes import Slopes, inside, slopes
 
 
@@ -57,6 +58,7 @@ class Verdict:
         note: why, whenever the answer is a non-answer, and what was left out.
         noise: on which lines invariance is one of noise, rather than of training time; where there are controls.
         floor: how far trials end apart that differ in the order of examples only; where there are A/A trials.
+        sensitivity: verdicts on the same trials by other means.
     """
 
     metric: str
@@ -79,6 +81,7 @@ class Verdict:
     note: str
     noise: tuple[LineNoise, ...]
     floor: Floor | None
+    sensitivity: Sensitivity
 
     def as_row(self) -> dict[str, object]:
         """The row of `isoratio invariance --format json`: plain values, None for what is missing or unbounded."""
@@ -92,6 +95,8 @@ class Verdict:
                 row[field.name] = value._asdict()
             elif isinstance(value, Cell | Floor):
                 row[field.name] = dataclasses.asdict(value)
+            elif isinstance(value, Sensitivity):
+                row[field.name] = value.as_row()
             elif field.name == "noise":
                 row[field.name] = [line.as_row() for line in value]
             elif field.name not in {"n_measured", "seeds_needed"}:
@@ -152,6 +157,7 @@ def _judge(apart: Trials, group: Group, own: Controls, metric: str, margin: floa
         note="; ".join(notes),
         noise=own.noise(sample, metric, m),
         floor=own.floor(sample, metric),
+        sensitivity=sensitivity(grid, sample, compared, m),
     )
 
 

@@ -17,7 +17,7 @@ KEYS = [
     *["metric", "scale", "group", "n_trials", "n_diverged", "n_seeds", "n_contrasts", "verdict", "margin"],
     *["effect", "effect_low", "effect_high", "effect_cell", "slope_ratio", "slope_ratio_low", "slope_ratio_high"],
     *["slope_batch", "slope_batch_low", "slope_batch_high", "exponent", "exponent_low", "exponent_high"],
-    *["frontier", "note", "noise", "floor"],
+    *["frontier", "note", "noise", "floor", "sensitivity"],
 ]
 
 
