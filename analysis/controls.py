@@ -20,10 +20,7 @@ from analysis.contrasts import Contrasts, Estimate, contrasts
 from analysis.grid import EQUAL, WITHIN_GROUP, Grid, Group, groups, levels, moments
 from analysis.sample import Sample
 from analysis.scales import BoolArray, FloatArray, IntArray
-from trainables.trial import FIELDS
-
-AGAIN = 2**32
-"""The order seed of an A/A trial is its seed with this bit flipped."""
+from trainables.trial import AGAIN, FIELDS
 
 _REPLACED = ("sampler", "gradient_noise")
 """Fields in which a noise-free control differs from the trials that it is for."""

@@ -141,17 +141,17 @@ def levels(values: FloatArray) -> IntArray:
 def groups(trials: pa.Table) -> list[Group]:
     """The groups of one sweep's trials, in the order of their fields."""
     names = [name for name in FIELDS if name in trials.column_names and name not in WITHIN_GROUP]
-    fields = {name: coded for name in names if len((coded := _codes(trials[name]))[1]) > 1}
+    fields = {name: coded for name in names if len((coded := codes(trials[name]))[1]) > 1}
     key = np.zeros(len(trials), dtype=np.int64)
-    for codes, values in fields.values():
-        key = np.unique(key * len(values) + codes, return_inverse=True)[1]
+    for found, values in fields.values():
+        key = np.unique(key * len(values) + found, return_inverse=True)[1]
     order = np.argsort(key, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(order) else []
     lr, batch_size = (trials[name].to_numpy().astype(np.float64) for name in ("lr", "batch_size"))
     status, seed = trials["status"].to_numpy(), _seeds(trials)
     return [
         _group(
-            {name: values[codes[rows[0]]] for name, (codes, values) in fields.items()},
+            {name: values[found[rows[0]]] for name, (found, values) in fields.items()},
             rows, status, lr, batch_size, seed,
         )
         for rows in parts
@@ -167,7 +167,7 @@ def _group(
     return Group(fields, kept, status[kept] == Status.DIVERGED, len(rows) - len(kept), seeds, grid)
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[IntArray, list[Any]]:
+def codes(column: pa.ChunkedArray) -> tuple[IntArray, list[Any]]:
     """Each row's rank among the distinct values, missing ones first, and those values."""
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
     found = encoded.dictionary.to_pylist()
@@ -178,6 +178,6 @@ def _codes(column: pa.ChunkedArray) -> tuple[IntArray, list[Any]]:
 
 def _seeds(trials: pa.Table) -> IntArray:
     """Rank of each trial's seed; a trial without one is a seed of its own."""
-    codes, values = _codes(trials["seed"])
-    alone = np.array([value is None for value in values])[codes]
-    return np.where(alone, len(values) + np.arange(len(codes)), codes)
+    found, values = codes(trials["seed"])
+    alone = np.array([value is None for value in values])[found]
+    return np.where(alone, len(values) + np.arange(len(found)), found)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from ruamel.yaml import YAML
@@ -50,10 +51,10 @@ def invariance(
     """
     trials = read_trials(store, sweep, metrics)
     known = metric_columns(trials.column_names)
-    stated = _stated(Store(store).sweep(sweep).sweep_file())
-    named = {*stated, *(margins if isinstance(margins, Mapping) else ())}
+    own = stated(store, sweep).get("margins") or {}
+    named = {*own, *(margins if isinstance(margins, Mapping) else ())}
     wanted = list(dict.fromkeys(metrics or _measured(trials, known, named)))
-    chosen = _margins(wanted, known, stated, margins)
+    chosen = _margins(wanted, known, own, margins)
     verdicts = judge(trials, chosen)
     if metrics:
         return verdicts
@@ -96,25 +97,30 @@ def _measured(trials: pa.Table, known: Sequence[str], named: Collection[str]) ->
 def _margins(
     metrics: Sequence[str],
     known: Sequence[str],
-    stated: Mapping[str, float],
+    own: Mapping[str, float],
     given: Mapping[str, float] | float | None,
 ) -> dict[str, float | None]:
     """Metric -> margin: as given, else as stated in the sweep file, else the default."""
     if not isinstance(given, Mapping):
         given = {} if given is None else dict.fromkeys(metrics, given)
     _check_known("metric", given, known, "margins can be given for")
-    chosen = {m: given.get(m, stated.get(m, default_margin(m))) for m in metrics}
+    chosen = {m: given.get(m, own.get(m, default_margin(m))) for m in metrics}
     for metric, margin in chosen.items():
         if margin is not None and not 0 < margin < math.inf:
             raise ValueError(f"margin of {metric}: {margin!r} is not a positive number")
     return chosen
 
 
+def stated(store: str | Path, sweep: str) -> dict[str, Any]:
+    """What the sweep file in a store says, as it was launched last; nothing where it was imported."""
+    suffix, text = Store(store).sweep(sweep).sweep_file() or (".yaml", "")
+    content = tomllib.loads(text) if suffix == ".toml" else YAML(typ="safe").load(text)
+    return dict(content or {})
+
+
 def _stated(sweep_file: tuple[str, str] | None) -> dict[str, float]:
     """The `margins` of a sweep file."""
-    if sweep_file is None:
-        return {}
-    suffix, text = sweep_file
+    suffix, text = sweep_file or (".yaml", "")
     content = tomllib.loads(text) if suffix == ".toml" else YAML(typ="safe").load(text)
     return dict((content or {}).get("margins") or {})
 

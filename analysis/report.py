@@ -103,7 +103,7 @@ def _sentences(v: Verdict) -> list[str]:
         Outcome.DIFFERENT: f"{subject} is NOT the same at equal lr / batch size{margin} ({size}).",
         Outcome.INCONCLUSIVE: f"{subject}: undecided whether lr / batch size alone matters{margin} ({size}).",
     }[v.verdict]
-    return [head, *_effect(v), *_floor(v), *_frontier(v), *_noise(v), *_exponent(v), *_notes(v)]
+    return [head, *_effect(v), *_floor(v), *_frontier(v), *_exponent(v), *_noise(v), *_notes(v)]
 
 
 def _effect(v: Verdict) -> list[str]:
@@ -142,10 +142,11 @@ def _noise(v: Verdict) -> list[str]:
 
 def _frontier(v: Verdict) -> list[str]:
     whole = " (the highest tried)" if v.verdict is Outcome.EQUIVALENT else ""
-    return [f"Invariance {_short_frontier(v)}{whole}."] if v.frontier else []
+    return [f"Invariance {frontier_text(v)}{whole}."] if v.frontier else []
 
 
-def _short_frontier(v: Verdict) -> str:
+def frontier_text(v: Verdict) -> str:
+    """Up to where invariance holds and from where it is broken; empty where neither is known."""
     low, high = v.frontier or (None, None)
     parts = [f"holds up to lr {low:.3g}"] if low is not None else []
     parts += [f"is broken from lr {high:.3g}"] if high is not None else []
@@ -153,7 +154,7 @@ def _short_frontier(v: Verdict) -> str:
 
 
 def _in_short(v: Verdict) -> str:
-    parts = [_short_frontier(v)]
+    parts = [frontier_text(v)]
     if v.margin is None:
         parts.append("needs a margin")
     elif v.verdict is Outcome.INCONCLUSIVE and v.seeds_needed:

@@ -88,7 +88,8 @@ class _Signs:
 def _point_values(grid: Grid, y: FloatArray) -> FloatArray:
     """Mean of the trials of each point, infinite where one of them is."""
     lost = np.bincount(grid.point[np.isinf(y)], minlength=len(grid.point_cell)) > 0
-    return np.where(lost, np.inf, grid.point_means(np.where(np.isinf(y), np.nan, y)))
+    means: FloatArray = np.where(lost, np.inf, grid.point_means(np.where(np.isinf(y), np.nan, y)))
+    return means
 
 
 def _tail(n: IntArray, k: IntArray) -> FloatArray:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from analysis.exchange import export, import_trials
     from analysis.invariance import invariance
     from analysis.report import verdict_text
+    from analysis.reproduction import check
     from analysis.sql import sql
     from analysis.status import status
     from analysis.verification import verify
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.sweepfile import init
 
 _HOME = {
+    "check": "analysis.reproduction",
     "compact": "analysis.compaction",
     "export": "analysis.exchange",
     "import_trials": "analysis.exchange",
@@ -47,6 +49,7 @@ _HOME = {
 }
 
 __all__ = [
+    "check",
     "compact",
     "data",
     "export",

@@ -274,6 +274,20 @@ def invariance(
         print_rows([v.as_row() for v in verdicts], format)
 
 
+@app.command()
+def check(sweep: SweepArgument, store: StoreOption = STORE, format: FormatOption = Format.TABLE) -> None:  # noqa: A002
+    """Say of each claim under `expect` in the sweep file whether the trials reproduce it; exit 1 unless all are.
+
+    Example: isoratio check digits
+    """
+    from orchestrator import check
+
+    found = check(store, sweep)
+    print_rows([each.as_row() for each in found], format)
+    if any(each.result != "reproduced" for each in found):
+        raise typer.Exit(Exit.TRIALS_FAILED)
+
+
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet or CSV with lr, batch_size and a metric.")],

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from analysis.controls import AGAIN
-from trainables.trial import FIELDS
+from trainables.trial import AGAIN, FIELDS
 
 Control = Literal["noise_free", "a_a"]
 

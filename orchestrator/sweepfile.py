@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationError
 
+from analysis.claims import claims_of
 from orchestrator.axes import check_value, expand_axis
 from orchestrator.controls import Control
-from orchestrator.explain import explain, unknown_key
+from orchestrator.explain import did_you_mean, explain, unknown_key
 from orchestrator.grid import COLUMNS, RATES, Axes, Finding, findings
 from orchestrator.source import Place, Problem, Source, SweepFileError, read
 from trainables.checkpoint import CHECKPOINT_SECONDS
@@ -25,6 +26,11 @@ __all__ = ["SweepFile", "SweepFileError", "init", "load"]
 STARTER = Path(__file__).with_name("starter.yaml")
 
 Engine = Literal["auto", "loop", "vmap", "fused"]
+
+
+def _checked_claims(expected: dict[str, Any]) -> dict[str, Any]:
+    claims_of(expected)
+    return expected
 
 
 class Resources(BaseModel):
@@ -56,6 +62,7 @@ class SweepFile(BaseModel):
         where: SQL condition over the points of the grid.
         margins: metric -> equivalence margin.
         controls: trials to add; see :mod:`orchestrator.controls`.
+        expect: what is expected of the trials; see :mod:`analysis.claims`.
         retries: how often a trial that failed is tried again.
     """
 
@@ -68,6 +75,7 @@ class SweepFile(BaseModel):
     measure: Measure = Measure()
     margins: dict[str, Annotated[float, Field(gt=0)]] = {}
     controls: list[Control] = []
+    expect: list[Annotated[dict[str, Any], AfterValidator(_checked_claims)]] = []
     resources: Resources = Resources()
     pack: Packing = Packing()
     retries: Annotated[int, Field(ge=0, le=100)] = 2
@@ -102,7 +110,7 @@ def load(path: str | Path, text: str | None = None) -> SweepFile:
     source = read(Path(path), text)
     data = {key: value for key, value in source.data.items() if value is not None}
     settings = _Settings(source, data)
-    problems = [*source.problems, *settings.problems, *_metrics(source, data), *_margins(source, data)]
+    problems = [*source.problems, *settings.problems, *_metrics(source, data), *_judged(source, data)]
     sweep = None
     try:
         sweep = SweepFile.model_validate(data | settings.checked)
@@ -303,12 +311,17 @@ def _metrics(source: Source, data: dict[str, Any]) -> Iterator[Problem]:
                 yield source.problem(("measure", "metrics", i), f"measure.metrics: {error}")
 
 
-def _margins(source: Source, data: dict[str, Any]) -> Iterator[Problem]:
-    """Margins of metrics that nothing measures; with a plug-in any name may be one."""
+def _judged(source: Source, data: dict[str, Any]) -> Iterator[Problem]:
+    """Margins and claims of metrics that nothing measures; with a plug-in any name may be one."""
     plugged = (("measure", "metrics"), ("train", "call"), ("grid", "call"))
     if any(isinstance(data.get(section), dict) and key in data[section] for section, key in plugged):
         return
-    margins = data.get("margins")
+    margins, expect = data.get("margins"), data.get("expect")
     for metric in margins if isinstance(margins, dict) else ():
         if metric not in _JUDGED:
             yield source.problem(("margins", metric), f"margins: {unknown_key(metric, _JUDGED)}", on_key=True)
+    for i, entry in enumerate(expect if isinstance(expect, list) else ()):
+        metric = entry.get("metric") if isinstance(entry, dict) else None
+        if isinstance(metric, str) and metric not in _JUDGED:
+            text = f"expect.{i}.metric: {metric!r} is not measured: known are {', '.join(_JUDGED)}"
+            yield source.problem(("expect", i, "metric"), text + did_you_mean(metric, _JUDGED))

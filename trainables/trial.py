@@ -27,6 +27,9 @@ LATER_FIELDS: dict[str, Any] = {
 }
 """Fields added after the first release, each with its inert value: left out of the identity while they hold it."""
 
+AGAIN = 2**32
+"""The order seed of a trial that is run again to see what chance does is its seed with this bit flipped."""
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 

@@ -8,8 +8,8 @@ import pytest
 from planted import BATCH_SIZES, RATIOS, bent, grid
 from scipy import stats
 
-from analysis.controls import AGAIN
 from analysis.verdict import judge
+from trainables.trial import AGAIN
 
 M = math.log(1.1)
 

@@ -5,9 +5,9 @@ import pytest
 from planted import bent, grid
 from test_verdict import broken, only, replaced, spoil
 
-from analysis.controls import AGAIN
 from analysis.report import answer, conclusion, heat_map, summary
 from analysis.verdict import judge
+from trainables.trial import AGAIN
 
 
 def said(trials, metric="lambda_max", margin=0.1) -> str:

@@ -202,6 +202,9 @@ def test_status_and_invariance_keep_the_contract(launched: Run) -> None:
         "exponent_high",
         "frontier",
         "note",
+        "noise",
+        "floor",
+        "sensitivity",
     ]
     assert (verdict["n_trials"], verdict["n_seeds"], verdict["margin"]) == (16, 4, 0.1)
     named = launched("invariance", "small", "--metric", "train_loss", "--margin", "train_loss=0.5", "--format", "json")

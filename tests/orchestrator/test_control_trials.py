@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from analysis.controls import AGAIN
 from orchestrator.grid import expand
 from orchestrator.sweepfile import SweepFileError, load
 from trainables.registry import resolve
-from trainables.trial import FIELDS, REFERENCES, Trial, trial_id
+from trainables.trial import AGAIN, FIELDS, REFERENCES, Trial, trial_id
 
 GRID = "ratio: [0.001, 0.002], batch_size: [32, 8], seed: {range: 2}"
 
