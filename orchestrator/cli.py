@@ -498,7 +498,6 @@ def _exit_code(error: Exception) -> Exit | None:
     """The exit code of an error that is the user's to mend; None for one of ours."""
     if isinstance(error, OSError):  # maybe no more files may be opened, so that nothing can be imported either
         return Exit.USAGE
-    from orchestrator.inspection import TrialFailedError
     from trainables.lease import LaunchHeldError
     from trainables.storage import DamagedStoreError, StoreError
 
@@ -506,11 +505,11 @@ def _exit_code(error: Exception) -> Exit | None:
         return Exit.HELD
     if isinstance(error, DamagedStoreError):
         return Exit.STORE
-    if isinstance(error, TrialFailedError):
-        return Exit.TRIALS_FAILED
     if isinstance(error, ValueError | StoreError):
         return Exit.USAGE
-    return None
+    from orchestrator.inspection import TrialFailedError
+
+    return Exit.TRIALS_FAILED if isinstance(error, TrialFailedError) else None
 
 
 def _is_sweep_file_error(error: Exception) -> bool:

@@ -152,8 +152,10 @@ def run_pack(item: PackItem) -> Iterator[float]:
         return
     try:
         pack = Pack.of(store.read_pack(item.plan, item.pack_id))
-    except FileNotFoundError:  # a later launch has planned anew
-        return
+    except FileNotFoundError:
+        if watch.is_superseded():  # by a launch that has planned anew
+            return
+        raise
     if cut := store.read_split(pack.pack_id):
         pack = replace(pack, together=cut[0], physical_batch_size=cut[1])
     began = time.perf_counter()

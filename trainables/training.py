@@ -98,16 +98,16 @@ def reproducible(threads: int) -> Iterator[None]:
     """A fixed number of threads and deterministic kernels, so that the same pack gives the same bits."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     keep_memory()
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms(True), which takes a second to import
     torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa are too few for curvature
     torch.set_flush_denormal(True)  # tiny softmax gradients would otherwise slow the products many times over
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        torch.set_deterministic_debug_mode(before[1])
         torch.set_flush_denormal(False)
 
 

@@ -5,6 +5,7 @@ import random
 import signal
 import socket
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,20 +14,33 @@ import workload
 from drivers import Driver, descendants, parent, program, soon
 from workload import orders
 
-from cluster import ClusterError, Event, Failed, Finished, Progress, Started
-from cluster.dispatcher import Dispatcher
+from cluster import ClusterError, Event, Failed, Finished, Progress, Started, dispatcher
+from cluster.dispatcher import Dispatcher, HandlerError
 from cluster.tune import TuneExecutor
 
 CORES = len(os.sched_getaffinity(0))
 SERVERS = ("raylet", "gcs_server")
 
 
+@pytest.fixture(scope="module")
+def others() -> set[int]:
+    """Processes that tests of other modules have left below this one, to be used again."""
+    return descendants(os.getpid())
+
+
+@pytest.fixture(scope="module")
+def executor(others: set[int]) -> Iterator[TuneExecutor]:
+    """Keeps its Ray from test to test, until one kills that."""
+    with TuneExecutor(cpus_per_item=CORES) as made:
+        yield made
+
+
 def test_a_process_that_dies_or_is_told_to_end_fails_its_item_only(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    executor: TuneExecutor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     events: list[Event] = []
     items = orders(tmp_path, "write", "kill", "terminate", "write")
-    TuneExecutor(cpus_per_item=CORES).run(workload.obey, items, on_event=events.append, stop=lambda: False)
+    executor.run(workload.obey, items, on_event=events.append, stop=lambda: False)
     assert [e for e in events if not isinstance(e, Progress | Failed)] == [
         Started(0), Finished(0), Started(1), Started(2), Started(3), Finished(3),
     ]  # fmt: skip
@@ -40,6 +54,7 @@ def test_a_process_that_dies_or_is_told_to_end_fails_its_item_only(
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.long
 def test_a_process_that_ray_kills_for_memory_is_told_from_one_that_crashed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,43 +79,60 @@ def test_a_process_that_dies_without_an_item_takes_the_next_with_it(tmp_path: Pa
     """Where none can even start, this is what brings the run to its end."""
     (tmp_path / "error.txt").write_text(said)
     events: list[Event] = []
-    dispatcher = Dispatcher(2, 1, events.append, lambda: False)
+    told = Dispatcher(2, 1, events.append, lambda: False)
     for trial_id in "abc":
         trial = SimpleNamespace(trial_id=trial_id, error_file=tmp_path / "error.txt")
-        assert dispatcher.stop_all() == (trial_id == "c")
-        dispatcher.on_trial_error(iteration=0, trials=[], trial=trial)
+        assert told.stop_all() == (trial_id == "c")
+        told.on_trial_error(iteration=0, trials=[], trial=trial)
     assert [(type(e), e.index) for e in events] == [(Started, 0), (Failed, 0), (Started, 1), (Failed, 1)]
     assert [e.cause for e in events if isinstance(e, Failed)] == [cause, cause]
 
 
-class Killer:
-    """Kills a server of the Ray that runs below this process, once the first item has started."""
+def test_a_run_ends_where_ray_gives_up_the_machine_it_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "LAST_WORDS", 0.0)
+    (tmp_path / "error.txt").write_text("The actor is dead because its owner has died.")
+    told = Dispatcher(1, 1, pytest.fail, lambda: False)
+    with pytest.raises(HandlerError) as caught:
+        told.on_trial_error(iteration=0, trials=[], trial=SimpleNamespace(error_file=tmp_path / "error.txt"))
+    assert str(caught.value.cause) == "Ray gave up this machine; launch again to go on"
 
-    def __init__(self, server: str) -> None:
-        self.server, self.events, self.when = server, list[Event](), 0.0
+
+class Killer:
+    """Kills a server of the Ray that runs below this process, some time after the first item has started."""
+
+    def __init__(self, server: str, wait: float) -> None:
+        self.server, self.wait, self.events, self.when = server, wait, list[Event](), 0.0
 
     def __call__(self, event: Event) -> None:
         if not self.events:
             (pid,) = (pid for pid in descendants(os.getpid()) if program(pid) == self.server)
+            time.sleep(self.wait)
             os.kill(pid, signal.SIGKILL)
             self.when = time.monotonic()
         self.events.append(event)
 
 
-def test_a_run_ends_within_seconds_of_its_ray_and_the_next_starts_another(tmp_path: Path) -> None:
-    with TuneExecutor() as executor:
-        for kill in map(Killer, SERVERS):
-            with pytest.raises(ClusterError) as caught:
-                executor.run(workload.obey, orders(tmp_path, "patient"), on_event=kill, stop=lambda: False)
-            assert time.monotonic() - kill.when < 8  # Ray itself takes 10 s and 60 s, and then ends the process
-            assert str(caught.value) == (
-                f"the local Ray died (its {kill.server} ended with exit status -9); launch again to go on"
-            )
-            assert not any(isinstance(event, Finished | Failed) for event in kill.events)
-            assert not descendants(os.getpid())
+@pytest.mark.parametrize("servers", [SERVERS[:1], pytest.param(SERVERS * 2, marks=pytest.mark.long)], ids=len)
+def test_a_run_ends_within_seconds_of_its_ray_and_the_next_starts_another(
+    servers: Sequence[str], executor: TuneExecutor, others: set[int], tmp_path: Path
+) -> None:
+    dice = random.Random(len(servers))
+    for server in servers:
+        kill = Killer(server, dice.uniform(0, 1))
+        with pytest.raises(ClusterError) as caught:
+            executor.run(workload.obey, orders(tmp_path, "patient"), on_event=kill, stop=lambda: False)
+        assert time.monotonic() - kill.when < 8  # Ray itself takes 10 s and 60 s, and then ends the process
+        assert str(caught.value) == (
+            f"the local Ray died (its {kill.server} ended with exit status -9); launch again to go on"
+        )
+        assert not any(isinstance(event, Finished | Failed) for event in kill.events)
+        assert descendants(os.getpid()) <= others
 
 
-def test_a_ray_that_hangs_does_not_keep_what_stop_raises_from_leaving_run(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_ray_that_hangs_does_not_keep_what_stop_raises_from_leaving_run(
+    executor: TuneExecutor, others: set[int], tmp_path: Path
+) -> None:
     frozen: list[int] = []
 
     def freeze(event: Event) -> None:
@@ -116,8 +148,8 @@ def test_a_ray_that_hangs_does_not_keep_what_stop_raises_from_leaving_run(tmp_pa
         return False
 
     with pytest.raises(TimeoutError, match="nothing comes any more"):
-        TuneExecutor().run(workload.obey, orders(tmp_path, "patient"), on_event=freeze, stop=stop)
-    assert not descendants(os.getpid())
+        executor.run(workload.obey, orders(tmp_path, "patient"), on_event=freeze, stop=stop)
+    assert descendants(os.getpid()) <= others
 
 
 LAUNCH = """
@@ -144,6 +176,7 @@ def start(out: Path, tmp: Path, address: str | None = None) -> Driver:
     return Driver(LAUNCH.format(out=str(out), address=address), Path(__file__).parent, tmp)
 
 
+@pytest.mark.long
 def test_kill_9_of_the_driver_leaves_no_process(tmp_path: Path, short_tmp: Path) -> None:
     with start(tmp_path / "out", short_tmp) as driver:
         assert driver.line().startswith("Started 0")
@@ -158,6 +191,7 @@ def test_sigterm_to_every_process_of_a_job_lets_the_items_save_themselves(tmp_pa
     with start(tmp_path / "out", short_tmp) as driver:
         for index in range(CORES):
             assert driver.line().split() == ["Started", str(index)]
+        assert soon(lambda: all((tmp_path / "out" / str(index)).exists() for index in range(CORES)))  # they have begun
         for pid in driver.look():
             os.kill(pid, signal.SIGTERM)
         driver.process.terminate()
@@ -177,6 +211,7 @@ def test_a_server_killed_at_any_moment_ends_the_run(seed: int, tmp_path: Path, s
     with start(tmp_path / "out", short_tmp) as driver:
         found: list[int] = []
         while not found:
+            assert driver.process.poll() is None
             found = [pid for pid in driver.look() if program(pid) == server]
         time.sleep(wait)
         driver.look()

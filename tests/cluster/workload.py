@@ -51,12 +51,14 @@ def _steps(order: Order) -> Iterator[float]:
 
 
 def _until_interrupted(order: Order) -> Iterator[float]:
+    file = Path(order.directory, str(order.number))
+    file.write_text("begun")
     try:
         while True:
             time.sleep(0.05)
             yield 0.5
     except InterruptedError:
-        Path(order.directory, str(order.number)).write_text("saved")
+        file.write_text("saved")
         raise
 
 

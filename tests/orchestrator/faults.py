@@ -9,11 +9,18 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+Steps = Callable[[int], Iterable[int]]
+"""At which of its steps something happens to a command that has about so many."""
 
 CHANGES = {"os.link", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -59,10 +66,12 @@ class AtRequest:
     Attributes:
         number: of the request.
         action: what to do.
+        times: how many requests in a row it meets.
     """
 
     number: int
     action: Callable[[], None]
+    times: int = 1
 
     def __call__(self) -> None:
         from trainables.object_storage import ObjectStorage
@@ -70,7 +79,7 @@ class AtRequest:
         ask, requests = ObjectStorage._ask, itertools.count(1)
 
         def watched(storage: ObjectStorage, name: str, request: Callable[[], Any]) -> Any:
-            if next(requests) == self.number:
+            if self.number <= next(requests) < self.number + self.times:
                 self.action()
             return ask(storage, name, request)
 
@@ -151,6 +160,18 @@ class Delete:
         self.path.unlink() if self.path.is_file() else shutil.rmtree(self.path)
 
 
+@dataclass(frozen=True)
+class Note:
+    """Leaves a byte in a file, one for each time that it is the main thread which acts."""
+
+    file: Path
+
+    def __call__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            with self.file.open("ab") as file:
+                file.write(b".")
+
+
 class NoMoreFiles:
     """No more files may be open at a time than are."""
 
@@ -203,6 +224,36 @@ class Instead:
         raise SystemExit
 
 
+@dataclass(frozen=True)
+class Beating:
+    """The heartbeat comes every so many seconds: who watches it need not watch for long."""
+
+    every: float
+
+    def __call__(self) -> None:
+        from trainables.lease import Lease
+
+        enter = Lease.__enter__
+
+        def entered(lease: Lease) -> Lease:
+            lease.every = lease.content["every"] = self.every
+            return enter(lease)
+
+        Lease.__enter__ = entered  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class Impatient:
+    """Requests to an object store are tried for so many seconds only."""
+
+    seconds: float
+
+    def __call__(self) -> None:
+        from trainables.object_storage import ObjectStorage
+
+        ObjectStorage.__init__.__defaults__ = (self.seconds,)  # type: ignore[attr-defined]
+
+
 def save_often() -> None:
     """A checkpoint at every report, however long it takes."""
     from trainables import checkpoint
@@ -234,3 +285,20 @@ class Clock:
 
         time.time = wrong
         lease.datetime = Wrong  # type: ignore[attr-defined]
+
+
+def steps(*shares: float, long: Iterable[tuple[int, int]] = ((1, 1),)) -> pytest.MarkDecorator:
+    """Gives a test its ``steps``: some by their share of the way; in the long tests all, by first one and stride."""
+    some = [pytest.param(partial(_some, shares), id="some")] if shares else []
+    marks = [pytest.mark.long, pytest.mark.timeout(1800)]
+    every = [pytest.param(partial(_every, *of), id="{}-{}".format(*of), marks=marks) for of in long]
+    return pytest.mark.parametrize("steps", some + every)
+
+
+def _some(shares: Iterable[float], total: int) -> Iterator[int]:
+    return (max(1, round(share * total)) for share in shares)
+
+
+def _every(first: int, stride: int, total: int) -> Iterator[int]:
+    yield from range(first, 3 * total, stride)  # the test ends with the command that has no such step
+    pytest.fail("no command came to its end without the fault")

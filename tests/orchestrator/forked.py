@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -85,8 +86,9 @@ class Command:
         """Waits until it is stopped; False where it ends before."""
         deadline = time.monotonic() + seconds
         while self.process.exitcode is None:
-            if Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
-                return True
+            with suppress(OSError):  # it has just ended
+                if Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                    return True
             assert time.monotonic() < deadline, self.said
             time.sleep(0.02)
         return False

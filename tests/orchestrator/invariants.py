@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,11 +21,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from faults import AtStep, Note
 from forked import run
 from sweeps_for_faults import WAIT
 
 from analysis.database import connect
-from orchestrator import status, verify
+from orchestrator import status
 from trainables.schema import SIDE_TABLES
 from trainables.store import Store
 
@@ -121,23 +123,39 @@ def ran(said: str) -> tuple[int, int]:
     return int(opened[1]), int(closed[1])
 
 
-def is_sound(store: Path | str) -> bool:
-    """Whether every file is what was written."""
-    return not verify(store)
+@dataclass(frozen=True)
+class Undisturbed:
+    """A launch of a sweep file without faults.
+
+    Attributes:
+        view: what it ends with.
+        changes: operations by its main thread that change the store; what the heartbeat does comes when it comes.
+        operations: those that read, too.
+    """
+
+    view: View
+    changes: int
+    operations: int
 
 
 @cache
-def uninterrupted(text: str) -> View:
-    """What a launch of a sweep file without faults ends with."""
+def undisturbed(text: str) -> Undisturbed:
+    """Launches a sweep file without faults, once."""
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         (work / "sweep.yaml").write_text(text)
         (work / "waiting.py").write_text(WAIT)
-        code, said = run(work, "launch", "sweep.yaml", "--executor", "inline")
+        faults = [AtStep(1, work / "results", Note(work / f"{c}"), c, times=sys.maxsize) for c in (True, False)]
+        code, said = run(work, "launch", "sweep.yaml", "--executor", "inline", faults=faults)
         assert code == 0, said
         whole = View.of(work / "results", text.split()[1])
         assert whole.is_whole()
-        return whole
+        return Undisturbed(whole, *((work / f"{c}").stat().st_size for c in (True, False)))
+
+
+def uninterrupted(text: str) -> View:
+    """What a launch of a sweep file without faults ends with."""
+    return undisturbed(text).view
 
 
 def left_running(home: Path) -> Iterator[tuple[int, str]]:

@@ -59,10 +59,10 @@ NAPS = """\
 name: naps
 dataset: digits
 train: {call: "waiting:nap"}
-grid: {lr: [0.1], batch_size: [8, 16, 32, 64, 128, 256], seed: {range: 4}}
+grid: {lr: [0.1], batch_size: [4, 8, 16, 32, 64, 128, 256, 512], seed: {range: 4}}
 pack: {max_trials: 4, checkpoint_seconds: 0}
 """
-"""Six packs of a second each that cost nothing: see :data:`WAIT`."""
+"""Eight packs of a second each that cost nothing: see :data:`WAIT`."""
 
 FULL = """\
 name: full

@@ -14,6 +14,7 @@ from forked import run
 from invariants import View, check_invariants, finish, uninterrupted
 from sweeps_for_faults import FULL, LONGER, WAIT
 
+from analysis.commits import pack_of
 from orchestrator import sql
 from trainables.storage import DamagedStoreError
 
@@ -47,7 +48,15 @@ DAMAGES = [truncated, emptied, flipped, foreign, missing]
 COMMITTED = ["trials", "curves", "eigenvalues", "density", "profiles", "endpoints", "sums"]
 OTHERS = ["failures", "plan", "provenance", "lease", "log/*.json", "format.json", "sweep.yaml"]
 MERGED = ["manifest/*.json", "manifest/*.copy", *(f"merged/{table}*" for table in COMMITTED[:-2])]
-LOST_WITHOUT_A_TRACE = {("failures", missing), ("provenance", missing), ("sweep.yaml", missing)}
+UNNOTICED = {  # and harmless
+    *((place, missing) for place in ("failures", "provenance", "lease", "log/*.json", "format.json")),
+    *((place, flipped) for place in ("lease", "log/*.json")),  # of which nothing tells what they were
+    *(("sweep.yaml", damage) for damage in DAMAGES),  # for people
+    ("trials", missing),  # as if never committed
+    ("plan", missing),  # the one before counts
+    ("manifest/*.json", missing),  # its copy counts
+    ("manifest/*.copy", missing),
+}
 READERS = ["trials", "curves", "eigenvalues", "density", "profiles", "plan", "provenance"]
 
 
@@ -91,7 +100,6 @@ def cases() -> list[object]:
         ("curves", flipped),
         ("trials", truncated),
         ("merged/trials*", flipped),
-        ("plan", truncated),
     }
     found = []
     for kind, places in (("single", COMMITTED + OTHERS), ("merged", MERGED)):
@@ -119,11 +127,15 @@ def test_one_damaged_file_is_named_set_aside_and_replaced(
         assert "`isoratio verify`" in why
     code, said = run(tmp_path, "verify", "--format", "json")
     if code == 0:
-        assert (place, damage) in LOST_WITHOUT_A_TRACE
+        assert (place, damage) in UNNOTICED
     else:
         assert code == 3
         found = json.loads(said[: said.rindex("]") + 1])
-        assert any(named in damage["file"] for damage in found), found
+        names = [damage["file"] for damage in found]
+        if place == "sums":  # which of the files that they speak of is bad, or they, cannot always be told
+            assert any(pack_of(victim.name) == pack_of(name) or named in name for name in names), found
+        else:
+            assert any(named in name for name in names), found
         assert "isoratio resume full" in said
     assert not unanswered(store)
     left = View.of(store, "full")
@@ -133,7 +145,7 @@ def test_one_damaged_file_is_named_set_aside_and_replaced(
     assert after.is_whole()
 
 
-@pytest.mark.parametrize("newest", [1, 2])
+@pytest.mark.parametrize("newest", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, newest: int) -> None:
     """With both damaged, the pack begins anew."""
     (tmp_path / "sweep.yaml").write_text(LONGER.replace("pack: {}", "pack: {checkpoint_seconds: 0}"))

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import KILL, AtReport, AtStep, Delete, Fill, NoMoreFiles, save_often
+from faults import KILL, AtReport, AtStep, Delete, Fill, NoMoreFiles, Note, Steps, save_often, steps
 from forked import run
-from invariants import View, check_invariants, finish, uninterrupted
+from invariants import View, check_invariants, finish, undisturbed, uninterrupted
 from sweeps_for_faults import LONGER, TINY
 
 LAUNCH = ("launch", "sweep.yaml", "--executor", "inline")
-STEPS = 80
-
-every_step = pytest.mark.parametrize(("first", "stride"), [(27, 38), pytest.param(1, 2, marks=pytest.mark.long)])
 
 
 @pytest.fixture
@@ -42,25 +39,25 @@ def mount(directory: Path, *options: str) -> None:
         pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
 
 
-@every_step
+@steps(0.5, long=((1, 2),))
 def test_a_disk_that_is_full_at_any_step_ends_the_launch_and_spoils_nothing(
-    small_disk: Path, work: Path, first: int, stride: int
+    small_disk: Path, work: Path, steps: Steps
 ) -> None:
-    whole, store, filler = uninterrupted(TINY), small_disk / "results", small_disk / "filler"
-    for number in itertools.count(first, stride):
+    without, store, filler = undisturbed(TINY), small_disk / "results", small_disk / "filler"
+    for number in steps(without.changes):
         code, said = run(work, *LAUNCH, "--store", store, faults=[AtStep(number, store, Fill(filler))])
         if not filler.exists():
-            assert number > STEPS
+            assert number > without.changes
             assert code == 0
             return
         full = View.of(store)
-        check_invariants(View(), full, whole)
+        check_invariants(View(), full, without.view)
         print(number, code, said, full.state)
         if not full.is_whole():
             assert code == 2, said
             assert "No space left on device" in said
         filler.unlink()
-        finish(work, full, whole, str(store), *LAUNCH[:2])
+        finish(work, full, without.view, str(store), *LAUNCH[:2])
         shutil.rmtree(store)
 
 
@@ -78,12 +75,17 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_due_costs_only_the_checkpoint(
     assert f"goes on from its checkpoint {store}/tiny/checkpoints/{saved[-1]}" in said
 
 
-def test_a_disk_that_is_full_leaves_a_compaction_undone(small_disk: Path, work: Path) -> None:
+@steps(0.4, long=((2, 3),))
+def test_a_disk_that_is_full_leaves_a_compaction_undone(small_disk: Path, work: Path, steps: Steps) -> None:
+    """It goes on where it was left, again and again."""
     whole, store, filler = uninterrupted(TINY), small_disk / "results", small_disk / "filler"
+    compact = ("compact", "--grace", "0", "--store", str(store))
     finished = finish(work, View(), whole, str(store), *LAUNCH[:2])
+    shutil.copytree(store, work / "copy")
+    count = AtStep(1, work / "copy", Note(work / "steps"), times=sys.maxsize)
+    assert run(work, *compact[:-1], "copy", faults=[count])[0] == 0
     said_so = 0
-    for number in itertools.count(2, 7):
-        compact = ("compact", "--grace", "0", "--store", str(store))
+    for number in steps((work / "steps").stat().st_size):
         code, said = run(work, *compact, faults=[AtStep(number, store, Fill(filler))])
         print(number, code, said)
         full = View.of(store)
@@ -96,6 +98,7 @@ def test_a_disk_that_is_full_leaves_a_compaction_undone(small_disk: Path, work: 
             assert "No space left on device" in said
         filler.unlink()
     assert said_so
+    assert run(work, *compact)[0] == 0
     assert [name for name in View.of(store).files if name.startswith("merged/")]
 
 
@@ -120,34 +123,43 @@ def test_a_store_that_is_read_only_can_be_asked_and_not_launched(work: Path) -> 
     finish(work, begun, whole)
 
 
-@every_step
-def test_no_more_files_that_may_be_open_from_any_step_on_are_said(work: Path, first: int, stride: int) -> None:
-    whole, store, said_so = uninterrupted(TINY), work / "results", 0
-    for number in itertools.count(first, stride):
+@steps(0.4, long=((1, 3),))
+def test_no_more_files_that_may_be_open_from_any_step_on_are_said(work: Path, steps: Steps) -> None:
+    without, store, said_so = undisturbed(TINY), work / "results", 0
+    for number in steps(without.operations):
         code, said = run(work, *LAUNCH, faults=[AtStep(number, store, NoMoreFiles(), changes=False)])
         failed = View.of(store)
-        check_invariants(View(), failed, whole)
+        check_invariants(View(), failed, without.view)
         print(number, code, said)
         if code == 0:
+            assert number > without.operations / 2  # the last files may be open already
             break
         assert code == 2
         assert "Too many open files" in said
         said_so += 1
-        finish(work, failed, whole)
+        finish(work, failed, without.view)
         shutil.rmtree(store)
     assert said_so
 
 
-@every_step
-def test_a_store_that_is_deleted_at_any_step_ends_the_launch(work: Path, first: int, stride: int) -> None:
-    whole, store = uninterrupted(TINY), work / "results"
-    for number in itertools.count(first, stride):
+LAST_WORDS = 2
+"""Changes after the last look at whether the sweep is still there: state and result."""
+
+
+@steps(0.6, long=((1, 2),))
+def test_a_store_that_is_deleted_at_any_step_ends_the_launch(work: Path, steps: Steps) -> None:
+    without, store = undisturbed(TINY), work / "results"
+    for number in steps(without.changes):
         code, said = run(work, *LAUNCH, faults=[AtStep(number, store, Delete(store / "tiny"))])
-        if code == 0:
-            assert number > STEPS
-            return
-        assert (code, "was removed" in said) == (4, True) or (code, "No such file or directory" in said) == (2, True)
         left = View.of(store)
-        check_invariants(View(), left, whole)
-        finish(work, left, whole)
+        check_invariants(View(), left, without.view)
+        if code == 0:  # there was nothing yet that it could miss, or only its last word was left to say
+            print(number, without.changes)
+            assert left.is_whole() or number >= without.changes - LAST_WORDS
+            assert number >= without.changes - LAST_WORDS or number < 0.2 * without.changes
+        else:
+            assert (code, "was removed" in said) == (4, True) or (code, "No such file" in said) == (2, True)
+        finish(work, left, without.view)
+        if code == 0 and number > without.changes:
+            return
         shutil.rmtree(store)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from faults import KILL, STOP, AtReport, AtStep, Clock, Instead, Slow, Together
+from faults import KILL, STOP, AtReport, AtStep, Beating, Clock, Instead, Slow, Together
 from forked import Command, run
 from invariants import View, check_invariants, finish, uninterrupted
 from sweeps_for_faults import LONGER, TINY, WAIT, WAITING
@@ -44,7 +44,7 @@ def clock_was_wrong(work: Path) -> bool:
     return any(abs(time - now) > timedelta(minutes=30) for time in times)
 
 
-@pytest.mark.parametrize("number", [0, 1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 5))])
+@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 5))])
 def test_of_two_launches_at_once_one_is_refused(work: Path, number: int) -> None:
     (work / "sweep.yaml").write_text(WAITING)
     (work / "waiting.py").write_text(WAIT)
@@ -65,7 +65,7 @@ def test_of_two_launches_at_once_one_is_refused(work: Path, number: int) -> None
     ("how", "code"),
     [
         pytest.param([signal.SIGTERM], 143, id="SIGTERM"),
-        pytest.param([], 130, id="stop --now"),
+        pytest.param([], 130, id="stop --now", marks=pytest.mark.long),
         pytest.param([signal.SIGINT, signal.SIGINT], 130, id="Ctrl-C twice", marks=pytest.mark.long),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_launch_that_is_gone_is_replaced_at_once(work: Path) -> None:
 @pytest.mark.parametrize("take_over", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_launch_that_sleeps_is_replaced_and_ends_once_awake(work: Path, take_over: bool) -> None:
     whole = uninterrupted(TINY)
-    with Command(work, *LAUNCH, faults=[AtReport(2, STOP)]) as sleeper:
+    with Command(work, *LAUNCH, faults=[Beating(0.4), AtReport(2, STOP)]) as sleeper:
         assert sleeper.stops()
         asleep = View.of(work / "results")
         began = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import signal
 import sys
@@ -11,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import KILL, STOP, AtReport, AtRequest, Slow, Together
-from forked import Command, run
+from faults import KILL, STOP, AtReport, AtRequest, Beating, Impatient, Note, Slow, Steps, Together, steps
+from forked import Command, Fault, run
 from invariants import View, check_invariants, finish, uninterrupted
 from sweeps_for_faults import LONGER, TINY, WAIT, WAITING
 
@@ -53,6 +52,7 @@ def go(work: Path, server: S3Server, *arguments: str, **options: object) -> tupl
 
 BELOW = "*/tiny/*/*"  # not what a launch tries out first, which it is less patient with
 ROWS = "*/tiny/trials/*"
+TIMES = 4
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ ROWS = "*/tiny/trials/*"
                 ("drop", "PUT", BELOW),
                 ("error", "*", BELOW),
                 ("truncate", "GET", BELOW),
-                ("drop", "DELETES", BELOW),
+                ("drop", "DELETES", "*"),
                 ("cut", "LIST", "*"),
             ]
         ),
@@ -80,24 +80,26 @@ ROWS = "*/tiny/trials/*"
 def test_what_goes_wrong_on_the_way_changes_nothing(
     work: Path, server: S3Server, url: str, kind: str, operation: str, key: str
 ) -> None:
-    server.fault(kind, operation, key, times=6)
+    server.fault(kind, operation, key, times=TIMES)
     code, said = go(work, server, *LAUNCH, "--store", url)
     assert code == 0, said
-    assert server.fired() == {kind: 6}
+    assert server.fired() == {kind: TIMES}
     server.clear()
     view = View.of(url)
     assert view.is_whole()
     check_invariants(View(), view, uninterrupted(TINY))
 
 
-@pytest.mark.parametrize(("first", "stride"), [(30, 45), pytest.param(1, 1, marks=pytest.mark.long)])
-def test_kill_9_at_any_request_loses_nothing(work: Path, server: S3Server, first: int, stride: int) -> None:
-    whole = uninterrupted(TINY)
-    for number in itertools.count(first, stride):
+@steps(0.7, long=((1, 2), (2, 2)))
+def test_kill_9_at_any_request_loses_nothing(work: Path, server: S3Server, url: str, steps: Steps) -> None:
+    whole, count = uninterrupted(TINY), AtRequest(1, Note(work / "requests"), times=sys.maxsize)
+    assert go(work, server, *LAUNCH, "--store", url, faults=[count])[0] == 0
+    total = (work / "requests").stat().st_size
+    for number in steps(total):
         url = f"s3://{server.bucket()}/results"
         code, said = go(work, server, *LAUNCH, "--store", url, faults=[AtRequest(number, KILL)])
         if code == 0:
-            assert number > 60
+            assert number > total
             return
         assert code == -9, said
         killed = View.of(url)
@@ -133,7 +135,8 @@ def test_every_command_takes_a_url(work: Path, server: S3Server, url: str) -> No
     assert server.keys(url.split("/")[2]) == []
 
 
-def test_a_server_that_goes_ends_the_launch_within_a_minute(work: Path) -> None:
+@pytest.mark.parametrize("faults", [[Impatient(3)], pytest.param([], marks=pytest.mark.long)], ids=["3 s", "30 s"])
+def test_a_server_that_goes_ends_the_launch_within_a_minute(work: Path, faults: list[Fault]) -> None:
     (work / "sweep.yaml").write_text(LONGER)
     with (
         serving() as mortal,
@@ -142,7 +145,7 @@ def test_a_server_that_goes_ends_the_launch_within_a_minute(work: Path) -> None:
             *LAUNCH,
             "--store",
             f"s3://{mortal.bucket()}/results",
-            faults=[Slow(0.1)],
+            faults=[Slow(0.1), *faults],
             environment=mortal.environment(),
         ) as launch,
     ):
@@ -154,7 +157,9 @@ def test_a_server_that_goes_ends_the_launch_within_a_minute(work: Path) -> None:
         assert "no answer from" in launch.said
         began = time.monotonic()
         for command in (["status"], list(LAUNCH)):
-            code, said = run(work, *command, "--store", "s3://bucket-0/results", environment=mortal.environment())
+            code, said = run(
+                work, *command, "--store", "s3://bucket-0/results", faults=faults, environment=mortal.environment()
+            )
             print(code, said, time.monotonic() - began)
             assert code == 2
             assert "no answer from" in said
@@ -177,8 +182,8 @@ def test_of_two_launches_at_once_one_is_refused_on_an_object_store_too(work: Pat
 
 
 def test_a_launch_that_sleeps_is_replaced_on_an_object_store_too(work: Path, server: S3Server, url: str) -> None:
-    whole, environment = uninterrupted(TINY), server.environment()
-    with Command(work, *LAUNCH, "--store", url, faults=[AtReport(2, STOP)], environment=environment) as sleeper:
+    whole, environment, faults = uninterrupted(TINY), server.environment(), [Beating(0.4), AtReport(2, STOP)]
+    with Command(work, *LAUNCH, "--store", url, faults=faults, environment=environment) as sleeper:
         assert sleeper.stops()
         asleep = View.of(url)
         finished = finish(work, asleep, whole, url, *LAUNCH[:2], "--take-over", environment=environment)

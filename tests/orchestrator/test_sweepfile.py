@@ -249,7 +249,7 @@ WRONG_LINES = {
     "margins: 3": "6:10: margins: 3 should be a valid mapping",
     "margins: {test_loss: 0}": "6:22: margins.test_loss: 0 should be greater than 0",
     "margins: {tset_loss: 1}": "6:11: margins: unknown key 'tset_loss': .*; did you mean 'test_loss'?",
-    "expect: [{metric: lambda_mx, ratio: decreasing}]": "6:19: expect.0.metric: 'lambda_mx' .*; did you mean 'lambda_max'?",
+    "expect: [{metric: lambda_mx, ratio: decreasing}]": "6:19: expect.0.metric: .*; did you mean 'lambda_max'?",
     "expect: [{metric: lambda_max, ratio: falling}]": "6:10: expect.0: ratio: 'falling' should be increasing or",
     "expect: [{metric: lambda_max}]": "6:10: expect.0: nothing is expected of lambda_max: give one of invariant",
     "expect: {metric: lambda_max}": "6:9: expect: .* should be a valid list",

@@ -130,8 +130,12 @@ def test_no_pack_begins_in_a_sweep_that_stops(tmp_path: Path, kind: StopKind) ->
 
 
 def test_a_pack_of_a_plan_that_is_gone(tmp_path: Path) -> None:
-    there = planned(tmp_path, [trial()], "fused", ENDPOINT_ONLY)
-    assert there.run(plan="plan/000001-0009.0123456789abcdef.parquet") == []
+    """A later launch has planned anew; or, without one, the store was taken away."""
+    there, gone = planned(tmp_path, [trial()], "fused", ENDPOINT_ONLY), "plan/000001-0009.0123456789abcdef.parquet"
+    with pytest.raises(FileNotFoundError, match=gone):
+        there.run(plan=gone)
+    create(there.sweep.storage, 7, "launch")
+    assert there.run(plan=gone) == []
 
 
 def test_an_error_that_names_no_trial_fails_the_whole_pack(tmp_path: Path) -> None:
