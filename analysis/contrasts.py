@@ -94,9 +94,10 @@ class Contrasts:
         value, reach = float(self.estimate[k]), float(self.reach[k])
         return Estimate(value, value - reach, value + reach)
 
-    def inside(self, m: float) -> BoolArray:
-        """The 90% interval lies inside (-m, m) and nothing spoils it: equivalent."""
-        return self.testable & ~self.spoiled & (np.abs(self.estimate) + self.reach < m)
+    def inside(self, m: float, alpha: float = (1 - CONFIDENCE) / 2) -> BoolArray:
+        """The 1 - 2 alpha interval, of 90%, lies inside (-m, m) and nothing spoils it: equivalent."""
+        reach = t_quantile(self.df, 1 - alpha) * self.se
+        return self.testable & ~self.spoiled & (np.abs(self.estimate) + reach < m)
 
     def outside(self, m: float) -> BoolArray:
         """The 90% interval lies outside [-m, m], or only the cell itself diverges, always: broken."""

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from analysis.contrasts import LEAST_SEEDS, Contrasts, t_quantile, t_upper
+from analysis.contrasts import LEAST_SEEDS, Contrasts, t_upper
+from analysis.noncentral import difference_power, equivalence_power
 from analysis.scales import BoolArray, FloatArray
 
 ALPHA = 0.05
@@ -28,7 +29,7 @@ class Outcome(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
-def decide(contrasts: Contrasts, m: float, blocked: bool) -> Outcome:
+def decide(contrasts: Contrasts, m: float, blocked: bool, alpha: float = ALPHA) -> Outcome:
     """The verdict on a grid.
 
     - equivalent: every contrast's 90% interval lies inside ±m (intersection-union: no correction) and no trial of the
@@ -40,13 +41,14 @@ def decide(contrasts: Contrasts, m: float, blocked: bool) -> Outcome:
         contrasts: of the grid.
         m: margin on the scale; NaN where none is given.
         blocked: whether any trial of the grid diverged or ended with an unusable value.
+        alpha: chance of each wrong answer; a planned look has a share of the 5% (see :mod:`analysis.sequential`).
     """
     tested = contrasts.testable
     if math.isnan(m) or not tested.any() or contrasts.motionless:
         return Outcome.INCONCLUSIVE
-    if (beyond(contrasts, m)[tested] <= judged_at(contrasts, tested)[tested]).any():
+    if (beyond(contrasts, m)[tested] <= judged_at(contrasts, tested, alpha)[tested]).any():
         return Outcome.DIFFERENT
-    equivalent = not blocked and bool(contrasts.inside(m).all())
+    equivalent = not blocked and bool(contrasts.inside(m, alpha).all())
     return Outcome.EQUIVALENT if equivalent else Outcome.INCONCLUSIVE
 
 
@@ -84,12 +86,12 @@ def seeds_needed(contrasts: Contrasts, m: float, blocked: bool) -> int | None:
     return _first(lambda n: power(contrasts, m, n) >= POWER)
 
 
-def judged_at(contrasts: Contrasts, tested: BoolArray) -> FloatArray:
+def judged_at(contrasts: Contrasts, tested: BoolArray, alpha: float = ALPHA) -> FloatArray:
     """Level at which each tested contrast is judged: half of alpha for the leading one, half shared by all."""
-    share = np.full(len(contrasts), ALPHA / 2 / max(int(tested.sum()), 1))
+    share = np.full(len(contrasts), alpha / 2 / max(int(tested.sum()), 1))
     if tested.any():
         rank = np.lexsort((contrasts.ratio, contrasts.lr_level, tested))
-        share[rank[-1]] = ALPHA / 2
+        share[rank[-1]] = alpha / 2
     return share
 
 
@@ -101,16 +103,12 @@ def _planned(contrasts: Contrasts, n: int) -> tuple[FloatArray, FloatArray, Floa
 
 
 def _power_equivalent(contrasts: Contrasts, m: float, n: int) -> float:
-    size, se, df = _planned(contrasts, n)
-    t = t_quantile(df, 1 - ALPHA)
-    miss = t_upper(df, (m - size) / se - t) + t_upper(df, (m + size) / se - t)
-    return float(np.prod(np.clip(1 - miss, 0, 1)))
+    return float(np.prod(equivalence_power(*_planned(contrasts, n), m, ALPHA)))
 
 
 def _power_different(contrasts: Contrasts, m: float, n: int) -> float:
-    size, se, df = _planned(contrasts, n)
-    t = t_quantile(df, 1 - judged_at(contrasts, contrasts.testable)[contrasts.n > 1])
-    return float(1 - t_upper(df, (size - m) / se - t).min())
+    known = contrasts.n > 1
+    return float(difference_power(*_planned(contrasts, n), m, judged_at(contrasts, known)[known]).max())
 
 
 def _first(enough: Callable[[int], bool]) -> int | None:

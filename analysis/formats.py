@@ -47,7 +47,7 @@ def render(
         raise ValueError(f"format {format!r}: allowed are {', '.join(FORMATS)}")
     import pyarrow as pa
 
-    names, values = _from_arrow(rows) if isinstance(rows, pa.Table) else _from_mappings(rows)
+    names, values = from_arrow(rows) if isinstance(rows, pa.Table) else _from_mappings(rows)
     if format == "json":
         return _json(names, values)
     return _csv(names, values) if format == "csv" else _table(names, values, width)
@@ -67,9 +67,10 @@ def escaped(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
-def _from_arrow(rows: pa.Table) -> tuple[list[str], list[Row]]:
+def from_arrow(rows: pa.Table) -> tuple[list[str], list[Row]]:
+    """Names of the columns, made distinct, and rows of plain values."""
     columns = [[_plain(value) for value in column.to_pylist()] for column in rows.columns]
-    return _distinct(rows.column_names), [list(row) for row in zip(*columns, strict=True)]
+    return distinct(rows.column_names), [list(row) for row in zip(*columns, strict=True)]
 
 
 def _from_mappings(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[Row]]:
@@ -78,7 +79,7 @@ def _from_mappings(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[R
     return names, [[_plain(row.get(name)) for name in names] for row in rows]
 
 
-def _distinct(names: list[str]) -> list[str]:
+def distinct(names: list[str]) -> list[str]:
     """``SELECT 1 AS a, 2 AS a`` gives two columns of one name; the second becomes ``a_1``."""
     taken: list[str] = []
     for name in names:
@@ -146,13 +147,13 @@ def _table(names: list[str], rows: list[Row], width: int | None) -> str:
 
     if not rows:
         return f"no rows: {', '.join(map(escaped, names))}\n" if names else "no rows\n"
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[cell(value) for value in row] for row in rows]
     heads = [escaped(name) for name in names]
     widths = [max(map(cell_len, column)) for column in zip(heads, *cells, strict=True)]
     needed = sum(widths) + 2 * (len(widths) - 1)
     if width is not None and needed > width:
         return _blocks(heads, cells)
-    numeric = [all(v is None or _is_number(v) for v in column) for column in zip(*rows, strict=True)]
+    numeric = [all(v is None or is_number(v) for v in column) for column in zip(*rows, strict=True)]
     return _grid(heads, cells, numeric, needed)
 
 
@@ -178,11 +179,13 @@ def _blocks(heads: list[str], cells: list[list[str]]) -> str:
     return "\n".join(blocks)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is aligned as a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as a table for people shows it."""
     if value is None:
         return "-"
     if isinstance(value, float):

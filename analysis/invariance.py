@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from analysis.database import COLUMNS, MEASURED, connect, fetch, quoted
 from analysis.sample import error_column
 from analysis.scales import default_margin
+from analysis.sequential import at_looks
 from analysis.verdict import Verdict, judge
 from trainables.schema import STATISTICS
 from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
@@ -49,16 +50,29 @@ def invariance(
         >>> for verdict in invariance("results", "digits", ["lambda_max"]):  # doctest: +SKIP
         ...     print(verdict.group, verdict.verdict, verdict.frontier)
     """
+    trials, chosen = asked(store, sweep, metrics, margins)
+    verdicts = judge(trials, chosen)
+    if looks := stated(store, sweep).get("looks"):
+        verdicts = at_looks(verdicts, trials, looks)
+    if metrics:
+        return verdicts
+    return [v for v in verdicts if v.n_measured or v.n_diverged == v.n_trials]
+
+
+def asked(
+    store: str | Path, sweep: str, metrics: Sequence[str] | None, margins: Mapping[str, float] | float | None
+) -> tuple[pa.Table, dict[str, float | None]]:
+    """The trials of a sweep, and metric -> margin, as :func:`invariance` takes them.
+
+    Raises:
+        ValueError: for an unknown sweep or metric, or a margin that is not a positive number.
+    """
     trials = read_trials(store, sweep, metrics)
     known = metric_columns(trials.column_names)
     own = stated(store, sweep).get("margins") or {}
     named = {*own, *(margins if isinstance(margins, Mapping) else ())}
     wanted = list(dict.fromkeys(metrics or _measured(trials, known, named)))
-    chosen = _margins(wanted, known, own, margins)
-    verdicts = judge(trials, chosen)
-    if metrics:
-        return verdicts
-    return [v for v in verdicts if v.n_measured or v.n_diverged == v.n_trials]
+    return trials, margins_of(wanted, known, own, margins)
 
 
 def read_trials(store: str | Path, sweep: str, metrics: Sequence[str] | None = None) -> pa.Table:
@@ -68,12 +82,12 @@ def read_trials(store: str | Path, sweep: str, metrics: Sequence[str] | None = N
         ValueError: for an unknown sweep or metric.
     """
     files = Store(store)
-    _check_known("sweep", [sweep], files.sweeps(), f"{files.url} holds")
+    check_known("sweep", [sweep], files.sweeps(), f"{files.url} holds")
     with closing(connect(files, sweep)) as connection:
         view = connection.sql("FROM trials")
         doubles = [name for name, kind in zip(view.columns, view.types, strict=True) if kind == "DOUBLE"]
         known = metric_columns(doubles)
-        _check_known("metric", metrics or (), known, "known are")
+        check_known("metric", metrics or (), known, "known are")
         chosen = metrics or known
         errors = [c for m in chosen if (c := error_column(m, doubles))]
         columns = dict.fromkeys([*FIELDS, "status", *chosen, *errors])
@@ -94,7 +108,7 @@ def _measured(trials: pa.Table, known: Sequence[str], named: Collection[str]) ->
     return found or [c for c in known if c == "train_loss" and len(trials)]
 
 
-def _margins(
+def margins_of(
     metrics: Sequence[str],
     known: Sequence[str],
     own: Mapping[str, float],
@@ -103,7 +117,7 @@ def _margins(
     """Metric -> margin: as given, else as stated in the sweep file, else the default."""
     if not isinstance(given, Mapping):
         given = {} if given is None else dict.fromkeys(metrics, given)
-    _check_known("metric", given, known, "margins can be given for")
+    check_known("metric", given, known, "margins can be given for")
     chosen = {m: given.get(m, own.get(m, default_margin(m))) for m in metrics}
     for metric, margin in chosen.items():
         if margin is not None and not 0 < margin < math.inf:
@@ -118,14 +132,8 @@ def stated(store: str | Path, sweep: str) -> dict[str, Any]:
     return dict(content or {})
 
 
-def _stated(sweep_file: tuple[str, str] | None) -> dict[str, float]:
-    """The `margins` of a sweep file."""
-    suffix, text = sweep_file or (".yaml", "")
-    content = tomllib.loads(text) if suffix == ".toml" else YAML(typ="safe").load(text)
-    return dict((content or {}).get("margins") or {})
-
-
-def _check_known(what: str, names: Iterable[str], known: Sequence[str], holding: str) -> None:
+def check_known(what: str, names: Iterable[str], known: Sequence[str], holding: str) -> None:
+    """Raises ValueError for names that are not known, each with the nearest one."""
     problems = []
     for name in names:
         if name not in known:

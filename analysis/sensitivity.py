@@ -77,7 +77,8 @@ class _Signs:
 
     def beyond(self) -> FloatArray:
         """P value of each contrast for "the median is within ±m"; the exact two-sided sign test where m is 0."""
-        return np.minimum(1.0, 2 * np.minimum(_tail(self.n, self.above), _tail(self.n, self.below)))
+        smaller: FloatArray = np.minimum(_tail(self.n, self.above), _tail(self.n, self.below))
+        return np.asarray(np.minimum(1.0, 2 * smaller))
 
     def inside(self) -> BoolArray:
         """Both one-sided tests say that the median is within ±m."""

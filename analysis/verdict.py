@@ -148,7 +148,7 @@ def _judge(apart: Trials, group: Group, own: Controls, metric: str, margin: floa
         verdict=outcome,
         margin=margin,
         effect=Estimate() if largest is None else compared.interval(largest),
-        effect_cell=None if largest is None else _cell(compared, largest),
+        effect_cell=None if largest is None else cell_of(compared, largest),
         slope_ratio=slope.ratio,
         slope_batch=slope.batch,
         exponent=slope.exponent,
@@ -161,7 +161,8 @@ def _judge(apart: Trials, group: Group, own: Controls, metric: str, margin: floa
     )
 
 
-def _cell(compared: Contrasts, k: int) -> Cell:
+def cell_of(compared: Contrasts, k: int) -> Cell:
+    """Where contrast k is."""
     ratio, lr = float(compared.ratio[k]), float(compared.lr[k])
     return Cell(ratio, lr, int(compared.batch_size[k]), int(compared.reference_batch_size[k]))
 

@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from analysis.density import spectral_density
     from analysis.exchange import export, import_trials
     from analysis.invariance import invariance
+    from analysis.power import power, power_of_pilot
+    from analysis.queries import named
     from analysis.report import verdict_text
     from analysis.reproduction import check
     from analysis.sql import sql
     from analysis.status import status
+    from analysis.trajectories import trajectory
     from analysis.verification import verify
     from orchestrator import data
     from orchestrator.control import logs, remove, stop
+    from orchestrator.extending import extend
     from orchestrator.inspection import run_trial
     from orchestrator.interpolation import interpolate
     from orchestrator.launching import launch, resume
@@ -30,13 +34,17 @@ _HOME = {
     "check": "analysis.reproduction",
     "compact": "analysis.compaction",
     "export": "analysis.exchange",
+    "extend": "orchestrator.extending",
     "import_trials": "analysis.exchange",
     "init": "orchestrator.sweepfile",
     "interpolate": "orchestrator.interpolation",
     "invariance": "analysis.invariance",
     "launch": "orchestrator.launching",
     "logs": "orchestrator.control",
+    "named": "analysis.queries",
     "plan": "orchestrator.planning",
+    "power": "analysis.power",
+    "power_of_pilot": "analysis.power",
     "remove": "orchestrator.control",
     "resume": "orchestrator.launching",
     "run_trial": "orchestrator.inspection",
@@ -44,6 +52,7 @@ _HOME = {
     "sql": "analysis.sql",
     "status": "analysis.status",
     "stop": "orchestrator.control",
+    "trajectory": "analysis.trajectories",
     "verdict_text": "analysis.report",
     "verify": "analysis.verification",
 }
@@ -53,13 +62,17 @@ __all__ = [
     "compact",
     "data",
     "export",
+    "extend",
     "import_trials",
     "init",
     "interpolate",
     "invariance",
     "launch",
     "logs",
+    "named",
     "plan",
+    "power",
+    "power_of_pilot",
     "remove",
     "resume",
     "run_trial",
@@ -67,6 +80,7 @@ __all__ = [
     "sql",
     "status",
     "stop",
+    "trajectory",
     "verdict_text",
     "verify",
 ]

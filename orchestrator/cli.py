@@ -7,51 +7,34 @@ ray. Data goes to standard output, messages to standard error.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import data_commands
-from orchestrator.data_commands import RootOption
-from orchestrator.terminal import Exit, Format, FormatOption, fail, print_rows, say, show, shown, width
+from orchestrator import data_commands, question_commands
+from orchestrator.options import (
+    STORE,
+    AddressOption,
+    DetachOption,
+    ExecutorName,
+    ExecutorOption,
+    FileArgument,
+    LimitOption,
+    RootOption,
+    StoreOption,
+    SweepArgument,
+    TakeOverOption,
+)
+from orchestrator.signals import StoppedAtOnce, signals, wish
+from orchestrator.terminal import Exit, Format, FormatOption, fail, print_rows, say, show, shown
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from orchestrator.launching import LaunchResult
-    from trainables.lease import StopKind
 
-
-class ExecutorName(StrEnum):
-    """Where packs run."""
-
-    RAY = "ray"
-    INLINE = "inline"
-
-
-StoreOption = Annotated[
-    str, typer.Option("--store", envvar="ISORATIO_STORE", metavar="DIR_OR_URL", help="The store: directory or URL.")
-]
-AddressOption = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="A running Ray: auto or HOST:PORT. Default: start one here.")
-]
-TakeOverOption = Annotated[
-    bool, typer.Option("--take-over", help="Replace a launch that holds the sweep, without waiting for it.")
-]
-DetachOption = Annotated[bool, typer.Option("--detach", help="Go on in the background; look in with `status`, `logs`.")]
-ExecutorOption = Annotated[ExecutorName, typer.Option(help="ray, or inline: in this process, for debugging.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after the pack that completes so many trials.")]
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Sweep file, YAML or TOML.", show_default=False)]
-SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep.", show_default=False)]
-
-STORE = "results"
 
 app = typer.Typer(
     name="isoratio",
@@ -61,6 +44,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
+app.add_typer(question_commands.app)
 app.add_typer(data_commands.app, name="data")
 
 
@@ -71,7 +55,7 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except _StoppedAtOnce as stop:
+    except StoppedAtOnce as stop:
         fail("stopped at once; what was committed is kept", 128 + stop.number)
     except Exception as error:
         code = _exit_code(error)
@@ -210,112 +194,52 @@ def run(
 
 
 @app.command()
-def interpolate(
-    a: Annotated[str, typer.Argument(metavar="A", help="SWEEP/TRIAL_ID; the first digits of the id suffice.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Likewise; it may be in another sweep.")],
-    points: Annotated[int, typer.Option(min=2, help="Points on the line, evenly spaced.")] = 31,
-    start: Annotated[float, typer.Option("--from", help="First alpha: 0 is A, 1 is B.")] = -1.0,
-    stop: Annotated[float, typer.Option("--to", help="Last alpha.")] = 2.0,
-    store: StoreOption = STORE,
-    format: FormatOption = Format.TABLE,  # noqa: A002
-) -> None:
-    """Show the loss on the line (1 - alpha) A + alpha B through two endpoints, kept by `measure: {endpoints: true}`.
-
-    The training loss is that on A's training set, its label noise included.
-
-    Example: isoratio interpolate digits/3f2a digits/9c01 --points 7
-    """
-    from orchestrator import interpolate
-
-    print_rows(interpolate(a, b, store, points=points, start=start, stop=stop), format)
-
-
-@app.command()
-def sql(
-    query: Annotated[str | None, typer.Argument(metavar="[QUERY]", help="Default: read standard input.")] = None,
-    store: StoreOption = STORE,
-    format: FormatOption = Format.TABLE,  # noqa: A002
-) -> None:
-    """Ask the tables trials, curves, eigenvalues, density, profiles, plan and provenance; read-only.
-
-    Example: isoratio sql "SELECT ratio, avg(test_accuracy) FROM trials GROUP BY ratio ORDER BY ratio"
-    """
-    from orchestrator import sql
-
-    if query is not None:
-        print_rows(sql(store, query), format)
-    elif not sys.stdin.isatty():
-        print_rows(sql(store, sys.stdin.read()), format)
-    else:
-        _prompt(lambda text: print_rows(sql(store, text), format))
-
-
-@app.command()
-def invariance(
+def extend(
     sweep: SweepArgument,
-    metric: Annotated[list[str] | None, typer.Option("--metric", metavar="M", help="Default: all measured.")] = None,
-    margin: Annotated[
-        list[str] | None,
-        typer.Option("--margin", metavar="X|M=X", help="Equivalence margin, of all metrics or of one."),
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Go on up to the last look; else up to the next one.")
+    ] = False,
+    looks: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Seeds at which to look. Default: those there are, x 2, x 4.")
     ] = None,
-    store: StoreOption = STORE,
-    format: FormatOption = Format.TABLE,  # noqa: A002
-) -> None:
-    """Judge, metric by metric, whether only lr / batch_size matters, and up to which learning rate.
-
-    Example: isoratio invariance digits --metric lambda_max --margin 0.1
-    """
-    from orchestrator import invariance, verdict_text
-
-    verdicts = invariance(store, sweep, metric, _margins(margin or []))
-    if format is Format.TABLE:
-        show(verdict_text(store, sweep, verdicts, width=width(), in_full=bool(metric)))
-    else:
-        print_rows([v.as_row() for v in verdicts], format)
-
-
-@app.command()
-def check(sweep: SweepArgument, store: StoreOption = STORE, format: FormatOption = Format.TABLE) -> None:  # noqa: A002
-    """Say of each claim under `expect` in the sweep file whether the trials reproduce it; exit 1 unless all are.
-
-    Example: isoratio check digits
-    """
-    from orchestrator import check
-
-    found = check(store, sweep)
-    print_rows([each.as_row() for each in found], format)
-    if any(each.result != "reproduced" for each in found):
-        raise typer.Exit(Exit.TRIALS_FAILED)
-
-
-@app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet or CSV with lr, batch_size and a metric.")],
-    sweep: Annotated[str, typer.Option("--sweep", metavar="NAME", help="Sweep to put them into.")],
+    metric: Annotated[list[str] | None, typer.Option("--metric", metavar="M", help="Default: all measured.")] = None,
+    address: AddressOption = None,
+    executor: ExecutorOption = ExecutorName.RAY,
+    data_root: RootOption = None,
+    take_over: TakeOverOption = False,
     store: StoreOption = STORE,
 ) -> None:
-    """Take in trials that were measured elsewhere.
+    """Add seeds where a verdict is open, at planned looks that together are wrong in at most 5%.
 
-    Example: isoratio import mine.csv --sweep mine
+    Example: isoratio extend digits --until-decided --looks 8,16,32
     """
-    from orchestrator import import_trials
+    from orchestrator import extend
 
-    say(str(import_trials(store, file, sweep)))
+    with signals() as received:
+        found = extend(
+            sweep,
+            store,
+            looks=_looks(looks),
+            metrics=metric,
+            until_decided=until_decided,
+            address=address,
+            executor=executor.value,
+            data_root=data_root,
+            take_over=take_over,
+            should_stop=lambda: wish(received),
+            say=say,
+        )
+    if received:
+        raise typer.Exit(128 + received[0])
+    raise typer.Exit(Exit.INTERRUPTED if found.stopped else Exit.DONE)
 
 
-@app.command()
-def export(
-    sweep: SweepArgument,
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="A .parquet, .csv or .duckdb file, or a directory.")],
-    store: StoreOption = STORE,
-) -> None:
-    """Write a sweep's tables to a file that needs no store.
-
-    Example: isoratio export digits digits.duckdb
-    """
-    from orchestrator import export
-
-    say(f"wrote {export(store, sweep, dest)}")
+def _looks(text: str | None) -> list[int] | None:
+    """``--looks 8,16,32``."""
+    try:
+        return [int(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise ValueError(f"--looks {text}: whole numbers are expected, such as 8,16,32") from None
 
 
 @app.command()
@@ -392,7 +316,7 @@ def _run_launch(
     take_over: bool,
     store: str,
 ) -> None:
-    with _signals() as received:
+    with signals() as received:
         result = start(
             what,
             store=store,
@@ -402,7 +326,7 @@ def _run_launch(
             limit=limit,
             data_root=data_root,
             take_over=take_over,
-            should_stop=lambda: _wish(received),
+            should_stop=lambda: wish(received),
         )
     say(result.text())
     if received:
@@ -411,87 +335,6 @@ def _run_launch(
         raise typer.Exit(Exit.INTERRUPTED)
     incomplete = limit is None and not result.detached and result.done < result.planned
     raise typer.Exit(Exit.TRIALS_FAILED if result.failed or incomplete else Exit.DONE)
-
-
-class _StoppedAtOnce(BaseException):
-    """A second signal; no KeyboardInterrupt, which Typer takes for itself."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-_SAID = {
-    "finish": b"\nstopping once the running packs are committed; once more saves them as they are\n",
-    "checkpoint": b"\nstopping once the running packs are saved as they are; once more stops at once\n",
-}
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Ctrl-C asks to stop after committing, twice to save running packs as they are, three times stops at once.
-
-    SIGTERM, which comes with preemption, begins at the second.
-    """
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if _wish(received) == "checkpoint":
-            raise _StoppedAtOnce(number)
-        received.append(number)
-        os.write(2, _SAID["finish" if _wish(received) == "finish" else "checkpoint"])
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _wish(received: list[int]) -> StopKind | None:
-    """What the signals so far ask for."""
-    if signal.SIGTERM in received or len(received) > 1:
-        return "checkpoint"
-    return "finish" if received else None
-
-
-def _prompt(answer: Callable[[str], None]) -> None:
-    """Reads queries that end with a semicolon until the end of input."""
-    import readline  # noqa: F401  (gives input() history and editing)
-
-    text = ""
-    while True:
-        try:
-            text += input("isoratio> " if not text else "     ...> ") + "\n"
-        except EOFError:
-            return
-        if text.strip() in {"exit", "quit", ".exit", ".quit"}:
-            return
-        if text.rstrip().endswith(";"):
-            try:
-                answer(text)
-            except ValueError as error:
-                say(str(error))
-            text = ""
-
-
-def _margins(given: list[str]) -> dict[str, float] | float | None:
-    """``--margin X`` for all metrics, or any number of ``--margin M=X``."""
-    named: dict[str, float] = {}
-    for text in given:
-        metric, equals, value = text.rpartition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            raise ValueError(f"--margin {text}: a number or METRIC=NUMBER is expected") from None
-        if not equals:
-            if len(given) > 1:
-                raise ValueError(
-                    f"--margin {text}: one number for all metrics stands alone; else METRIC=NUMBER for each"
-                )
-            return number
-        named[metric] = number
-    return named or None
 
 
 def _exit_code(error: Exception) -> Exit | None:

@@ -8,14 +8,10 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.options import RootOption
 from orchestrator.terminal import Exit, Format, FormatOption, fail, print_rows, say
 
 NAME = "mnist, fashion-mnist, cifar10 or cifar100."
-
-RootOption = Annotated[
-    str | None,
-    typer.Option("--data-root", envvar="ISORATIO_DATA", metavar="DIR", help="Directory of data files."),
-]
 
 app = typer.Typer(help="List, download and check data sets.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,6 +53,12 @@ class Packing(BaseModel):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = CHECKPOINT_SECONDS  # between two checkpoints
 
 
+def _growing(looks: list[int]) -> list[int]:
+    if any(after <= before for before, after in pairwise(looks)):
+        raise ValueError(f"{looks} should grow: numbers of seeds, each more than the one before")
+    return looks
+
+
 class SweepFile(BaseModel):
     """A sweep file that is right, every value checked and every axis written out.
 
@@ -61,6 +68,7 @@ class SweepFile(BaseModel):
         grid: axes, likewise.
         where: SQL condition over the points of the grid.
         margins: metric -> equivalence margin.
+        looks: numbers of seeds at which verdicts are taken; the error is spent over them.
         controls: trials to add; see :mod:`orchestrator.controls`.
         expect: what is expected of the trials; see :mod:`analysis.claims`.
         retries: how often a trial that failed is tried again.
@@ -74,6 +82,7 @@ class SweepFile(BaseModel):
     where: str | None = None
     measure: Measure = Measure()
     margins: dict[str, Annotated[float, Field(gt=0)]] = {}
+    looks: Annotated[list[Annotated[int, Field(ge=4)]], AfterValidator(_growing)] = []
     controls: list[Control] = []
     expect: list[Annotated[dict[str, Any], AfterValidator(_checked_claims)]] = []
     resources: Resources = Resources()
