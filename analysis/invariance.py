@@ -14,6 +14,7 @@ import pyarrow as pa
 from ruamel.yaml import YAML
 
 from analysis.database import COLUMNS, MEASURED, connect, fetch, quoted
+from analysis.predictors import PEAK
 from analysis.sample import error_column
 from analysis.scales import default_margin
 from analysis.sequential import at_looks
@@ -75,8 +76,16 @@ def asked(
     return trials, margins_of(wanted, known, own, margins)
 
 
-def read_trials(store: str | Path, sweep: str, metrics: Sequence[str] | None = None) -> pa.Table:
-    """What verdicts and heat maps rest on: fields, status, metrics (by default all) and their errors, in one SELECT.
+def read_trials(
+    store: str | Path, sweep: str, metrics: Sequence[str] | None = None, beside: Sequence[str] = ()
+) -> pa.Table:
+    """What verdicts and heat maps rest on, in one SELECT: fields, status, metrics (by default all) and their errors.
+
+    Args:
+        store: directory of the store.
+        sweep: name of the sweep.
+        metrics: columns of `trials`.
+        beside: further ones, as far as they are there; `lambda_max_peak` is the largest of a trial over training.
 
     Raises:
         ValueError: for an unknown sweep or metric.
@@ -90,9 +99,15 @@ def read_trials(store: str | Path, sweep: str, metrics: Sequence[str] | None = N
         check_known("metric", metrics or (), known, "known are")
         chosen = metrics or known
         errors = [c for m in chosen if (c := error_column(m, doubles))]
-        columns = dict.fromkeys([*FIELDS, "status", *chosen, *errors])
-        query = f"SELECT {', '.join(map(quoted, columns))} FROM trials"
+        further = [name for name in beside if name in view.columns]
+        columns = ", ".join(map(quoted, dict.fromkeys([*FIELDS, "status", *chosen, *errors, *further])))
+        query = f"SELECT {columns} FROM trials"
+        if PEAK in beside:
+            query = f"SELECT {columns}, {PEAK} FROM trials LEFT JOIN ({_PEAKS}) USING (trial_id)"
         return fetch(connection, query, [files.sweep(sweep)])
+
+
+_PEAKS = f"SELECT trial_id, max(value) AS {PEAK} FROM curves WHERE statistic = 'lambda_max' GROUP BY trial_id"
 
 
 def metric_columns(columns: Sequence[str]) -> list[str]:

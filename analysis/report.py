@@ -42,7 +42,7 @@ def verdict_text(
 
 def summary(verdicts: Sequence[Verdict]) -> str:
     """One aligned line per verdict: metric, group, verdict, and the frontier or what is missing."""
-    rows = [(v.metric, _described(v.group)[2:-1], v.verdict.upper(), _in_short(v)) for v in verdicts]
+    rows = [(v.metric, described(v.group)[2:-1], v.verdict.upper(), _in_short(v)) for v in verdicts]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True) if w) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
@@ -59,7 +59,7 @@ def answer(verdicts: Sequence[Verdict], width: int = 80) -> list[str]:
         named: dict[str, list[str]] = {}
         for v in verdicts:
             if v.verdict is outcome:
-                named.setdefault(v.metric, []).append(_described(v.group)[2:-1])
+                named.setdefault(v.metric, []).append(described(v.group)[2:-1])
         listed = ", ".join(m + (f" ({'; '.join(groups_)})" if any(groups_) else "") for m, groups_ in named.items())
         if listed:
             paragraphs.append(textwrap.fill(f"{head} {listed}.", width, subsequent_indent="  "))
@@ -95,7 +95,7 @@ def heat_map(trials: pa.Table, metric: str, width: int = 80) -> str:
 
 
 def _sentences(v: Verdict) -> list[str]:
-    subject = f"{v.metric}{_described(v.group)}"
+    subject = f"{v.metric}{described(v.group)}"
     margin = "" if v.margin is None else f" within {_margin(v)}"
     size = f"{plural(v.n_contrasts, 'contrast')}, {plural(v.n_seeds, 'seed')}"
     head = {
@@ -189,7 +189,8 @@ def _key(fields: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(fields.items())
 
 
-def _described(fields: Mapping[str, Any]) -> str:
+def described(fields: Mapping[str, Any]) -> str:
+    """A group in brackets, behind a blank; empty where there is only one."""
     text = ", ".join(f"{name} {value if value is not None else 'none'}" for name, value in fields.items())
     return f" ({text})" if text else ""
 
@@ -207,7 +208,7 @@ def _group_map(group: Group, trials: pa.Table, metric: str, width: int) -> str:
     for text, row, c in zip(cells, np.searchsorted(sizes, grid.batch_size), column, strict=True):
         rows[row][c] = text
     mean = "geometric mean" if scale is Scale.LOG else "mean"
-    title = f"{metric}{_described(group.fields)}: {mean} over {plural(group.seeds, 'seed')}; lr across, batch size down"
+    title = f"{metric}{described(group.fields)}: {mean} over {plural(group.seeds, 'seed')}; lr across, batch size down"
     legend = "! some trials diverged; div all of them" if group.diverged.any() else ""
     panels = _panels(lrs, [f"{size:.0f}" for size in sizes], rows, width)
     return "\n".join(filter(None, [textwrap.fill(title, width), *panels, legend]))

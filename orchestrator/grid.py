@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.axes import MAX_POINTS
-from orchestrator.controls import with_controls
+from orchestrator.controls import Controls, with_controls
 from orchestrator.explain import did_you_mean
 from orchestrator.sizes import size as size_of
 from trainables.registry import batch_statistics, example_shape, resolve, train_size
@@ -58,7 +58,7 @@ def expand(sweep: SweepFile) -> pa.Table:
     measure, axes = f"'{sweep.measure.measure_id}' AS measure_id", sweep.axes
     what = f"{identity}, {measure}, {', '.join(FIELDS)}"
     trials = _select(points(axes, identities=True), what, sweep.where, with_controls(sweep.controls))
-    if axes["order_seed"] == [None] and not sweep.controls:
+    if axes["order_seed"] == [None] and sweep.controls == Controls():
         return trials
     _, first = np.unique(trials["trial_id"].to_numpy(), return_index=True)  # an order seed may be the seed itself
     return trials.take(np.sort(first))  # and a control may be in the grid already

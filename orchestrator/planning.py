@@ -10,8 +10,9 @@ from typing import Any
 
 import duckdb
 
+from orchestrator.controls import Controls
 from orchestrator.cost import PARTS, SECONDS_PER_COST, Costs
-from orchestrator.grid import distinct_size, size
+from orchestrator.grid import distinct_size, expand, size
 from orchestrator.parquet import select
 from orchestrator.progress import duration
 from orchestrator.reconcile import Reconciliation, reconcile
@@ -69,14 +70,19 @@ class Plan:
         """The plan in a few lines, for people."""
         found, trials = self.found, self.found.grid.num_rows
         every, distinct = size(self.sweep.axes), distinct_size(self.sweep.axes)
+        none = Controls()
+        swept = trials
+        if self.sweep.controls != none:
+            swept = expand(self.sweep.model_copy(update={"controls": none})).num_rows
         engines = Counter(found.packs["engine"].to_pylist())
         lines = [
             f"{self.sweep.name}: {trials:,} trials in {found.overview.num_rows:,} packs",
-            f"  grid     {every:,} points, {every - distinct:,} coincide, {distinct - trials:,} left out by `where`",
+            f"  grid     {every:,} points, {every - distinct:,} coincide, {distinct - swept:,} left out by `where`",
             f"  done     {found.done:,}",
             f"  to run   {found.packs['trials'].to_numpy().sum():,} in {found.packs.num_rows:,} packs"
             + "".join(f", {n:,} {engine}" for engine, n in sorted(engines.items())),
         ]
+        lines += [f"  controls {trials - swept:,} more"] if trials > swept else []
         lines += [f"  reused   {len(r.trial_ids):,} from {r.sweep}" for r in found.reuse]
         if found.packs.num_rows:
             guess = "as CPU cores would take" if self.sweep.resources.gpu else "a guess"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -93,6 +94,11 @@ def invariance(
     trajectory: Annotated[
         str | None, typer.Option(metavar="STAT", help="Judge a curve at every time instead, by epoch and by step.")
     ] = None,
+    rules: Annotated[
+        bool, typer.Option("--rules", help="Instead: which rule for lr and batch size fits best.")
+    ] = False,
+    predictors: Annotated[bool, typer.Option("--predictors", help="Instead: what tells where it breaks.")] = False,
+    divergence: Annotated[bool, typer.Option("--divergence", help="Instead: at which lr half diverge.")] = False,
     store: StoreOption = STORE,
     format: FormatOption = Format.TABLE,  # noqa: A002
 ) -> None:
@@ -100,16 +106,22 @@ def invariance(
 
     Example: isoratio invariance digits --metric lambda_max --margin 0.1
     """
+    given = _margins(margin or [])
     if trajectory is not None:
-        _show_trajectory(store, sweep, trajectory, margin or [], format)
-        return
-    from orchestrator import invariance, verdict_text
+        number = given.get(trajectory) if isinstance(given, dict) else given
+        _show_trajectory(store, sweep, trajectory, number, format)
+    elif rules or predictors or divergence:
+        from analysis import beside
 
-    verdicts = invariance(store, sweep, metric, _margins(margin or []))
-    if format is Format.TABLE:
-        show(verdict_text(store, sweep, verdicts, width=width(), in_full=bool(metric)))
+        for chosen, found, text in (
+            (rules, lambda: beside.rules(store, sweep, metric, given), beside.rules_text),
+            (predictors, lambda: beside.predictors(store, sweep, metric, given), beside.predictors_text),
+            (divergence, lambda: beside.divergences(store, sweep), beside.divergences_text),
+        ):
+            if chosen:
+                _show(found(), text, format)
     else:
-        print_rows([v.as_row() for v in verdicts], format)
+        _show_verdicts(store, sweep, metric, given, format)
 
 
 @app.command()
@@ -126,16 +138,35 @@ def check(sweep: SweepArgument, store: StoreOption = STORE, format: FormatOption
         raise typer.Exit(Exit.TRIALS_FAILED)
 
 
-def _show_trajectory(store: str, sweep: str, statistic: str, margin: list[str], format: Format) -> None:  # noqa: A002
+def _show_verdicts(
+    store: str,
+    sweep: str,
+    metric: list[str] | None,
+    given: dict[str, float] | float | None,
+    format: Format,  # noqa: A002
+) -> None:
+    from orchestrator import invariance, verdict_text
+
+    verdicts = invariance(store, sweep, metric, given)
+    if format is Format.TABLE:
+        show(verdict_text(store, sweep, verdicts, width=width(), in_full=bool(metric)))
+    else:
+        print_rows([v.as_row() for v in verdicts], format)
+
+
+def _show_trajectory(store: str, sweep: str, statistic: str, margin: float | None, format: Format) -> None:  # noqa: A002
     from orchestrator import trajectory
 
-    given = _margins(margin)
-    number = given.get(statistic) if isinstance(given, dict) else given
-    found = trajectory(store, sweep, statistic, number)
+    found = trajectory(store, sweep, statistic, margin)
+    _show(found, lambda rows: "\n\n".join(row.text() for row in rows), format)
+
+
+def _show(found: Sequence[Any], text: Callable[[Any], str], format: Format) -> None:  # noqa: A002
+    """What was found: in words, or as rows."""
     if format is Format.TABLE:
-        show("\n\n".join(v.text() for v in found))
+        show(text(found))
     else:
-        print_rows([v.as_row() for v in found], format)
+        print_rows([each.as_row() for each in found], format)
 
 
 @app.command()

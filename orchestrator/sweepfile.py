@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationEr
 
 from analysis.claims import claims_of
 from orchestrator.axes import check_value, expand_axis
-from orchestrator.controls import Control
+from orchestrator.controls import Controls, NoiseFree
 from orchestrator.explain import did_you_mean, explain, unknown_key
 from orchestrator.grid import COLUMNS, RATES, Axes, Finding, findings
 from orchestrator.source import Place, Problem, Source, SweepFileError, read
@@ -83,7 +83,7 @@ class SweepFile(BaseModel):
     measure: Measure = Measure()
     margins: dict[str, Annotated[float, Field(gt=0)]] = {}
     looks: Annotated[list[Annotated[int, Field(ge=4)]], AfterValidator(_growing)] = []
-    controls: list[Control] = []
+    controls: Controls = Controls()
     expect: list[Annotated[dict[str, Any], AfterValidator(_checked_claims)]] = []
     resources: Resources = Resources()
     pack: Packing = Packing()
@@ -159,8 +159,11 @@ _SECTIONS: dict[Place, list[str]] = {
     ("measure", "critical_samples"): list(CriticalSamples.model_fields),
     ("resources",): list(Resources.model_fields),
     ("pack",): list(Packing.model_fields),
+    ("controls",): list(Controls.model_fields),
+    ("controls", "noise_free"): list(NoiseFree.model_fields),
 }
 _UNIONS: dict[Place, str] = {
+    ("controls", "noise_free"): "a mapping of batch_size, or true or false",
     **dict.fromkeys(_MOMENTS, "a list of epochs, or a mapping of every, log, early_steps"),
     **{
         place: f"a mapping of {', '.join(keys)}, or true or false"

@@ -15,8 +15,8 @@ from trainables.trial import AGAIN, FIELDS, REFERENCES, Trial, trial_id
 GRID = "ratio: [0.001, 0.002], batch_size: [32, 8], seed: {range: 2}"
 
 
-def rows(grid: str = GRID, controls: str = "noise_free, a_a", more: str = "") -> list[dict[str, Any]]:
-    text = f"name: c\ndataset: digits\ngrid: {{{grid}}}\ncontrols: [{controls}]\n{more}\n"
+def rows(grid: str = GRID, controls: str = "[noise_free, a_a]", more: str = "") -> list[dict[str, Any]]:
+    text = f"name: c\ndataset: digits\ngrid: {{{grid}}}\ncontrols: {controls}\n{more}\n"
     found: list[dict[str, Any]] = expand(load(Path("c.yaml"), text=text)).to_pylist()
     return found
 
@@ -41,9 +41,9 @@ def test_controls_are_added_to_what_the_condition_leaves() -> None:
 
 
 def test_no_control_is_there_twice() -> None:
-    swept = rows(f"{GRID}, sampler: [stream, full]", "noise_free, noise_free")
+    swept = rows(f"{GRID}, sampler: [stream, full]", "[noise_free, noise_free]")
     assert len(swept) == 16
-    noisy = rows(f"{GRID}, gradient_noise: [0.0, 0.1]", "noise_free")
+    noisy = rows(f"{GRID}, gradient_noise: [0.0, 0.1]", "[noise_free]")
     assert len(noisy) == 16 + 4, "one for both levels of noise"
 
 
@@ -62,5 +62,12 @@ def test_identities_are_those_of_the_domain(more: str) -> None:
 
 
 def test_an_unknown_control_is_a_mistake_in_the_file() -> None:
-    with pytest.raises(SweepFileError, match=r"c\.yaml:4:\d+: controls.*'noise_free' or 'a_a'"):
-        rows(controls="noisefree")
+    with pytest.raises(SweepFileError, match=r"c\.yaml:4:\d+: controls: unknown key 'noisefree'"):
+        rows(controls="[noisefree]")
+
+
+@pytest.mark.parametrize(("largest", "taken"), [(None, 8), (4, 8), (8, 8), (31, 8), (32, 32), (1000, 32)])
+def test_gradient_descent_may_take_longer_steps(largest: int | None, taken: int) -> None:
+    found = rows(controls=f"{{noise_free: {{batch_size: {largest or 'null'}}}, a_a: true}}")
+    assert {row["batch_size"] for row in found if row["sampler"] == "full"} == {taken}
+    assert {row["batch_size"] for row in found if row["order_seed"] is not None} == {8}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from orchestrator.axes import check_value
+from orchestrator.controls import Controls
 from orchestrator.grid import COLUMNS, expand, findings, points, size
 from orchestrator.sweepfile import load
 from trainables import trial as trial_module
@@ -35,7 +36,7 @@ class _Sweep(BaseModel):
 
     axes: dict[str, list[Any]]
     where: str | None = None
-    controls: list[str] = []
+    controls: Controls = Controls()
     measure: _Measure = Field(default_factory=_Measure)
 
 
