@@ -266,9 +266,9 @@ class _Launch:
             with suppress(_OverdueError):
                 self._rounds(todo)
         self.lease.check()
-        self.lease.beat("stopped" if self.tally.pending else "complete", **self.reporter.content())
         result = self._result(time.monotonic() - began)
-        self.reporter.log(result.text())
+        self.reporter.log(result.text())  # before the last beat: who has seen that finds the log whole
+        self.lease.beat("stopped" if self.tally.pending else "complete", **self.reporter.content())
         return result
 
     def _result(self, seconds: float) -> LaunchResult:

@@ -59,6 +59,7 @@ def print_rows(rows: Any, format: Format) -> None:  # noqa: A002
     """Rows to standard output, a table as wide as the terminal; CSV on a terminal is for eyes and shown as such."""
     text = render(rows, format.value, width=width())
     sys.stdout.write(shown(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()  # messages that follow are about them
 
 
 def print_answer(rows: Rows, format: AnswerFormat) -> None:  # noqa: A002
@@ -78,7 +79,6 @@ def print_answer(rows: Rows, format: AnswerFormat) -> None:  # noqa: A002
         kept, n = cut(rows, MOST_SHOWN if on_terminal else MOST_IN_TABLE)
         print_rows(kept, Format.TABLE)
         if n > len(kept):
-            sys.stdout.flush()
             say(f"{n:,} rows, the first {len(kept):,} are shown; all with format csv, json, markdown or parquet")
     else:
         for text in texts(rows, format.value):
