@@ -54,7 +54,7 @@ def claims_of(expected: Mapping[str, Any]) -> list[Claim]:
     metric, where = expected.get("metric"), expected.get("where", {})
     if not isinstance(metric, str):
         raise ValueError("metric is required: a column of trials, such as lambda_max")
-    if not isinstance(where, dict) or (unknown := where.keys() - {*FIELDS}):
+    if not isinstance(where, dict) or where.keys() - {*FIELDS} or not all(map(_is_plain, where.values())):
         raise ValueError(f"where: should be a mapping of {', '.join(FIELDS)}, each to one value")
     kinds = {kind: value for kind, value in expected.items() if kind not in {"metric", "where"}}
     if unknown := kinds.keys() - {*KINDS}:
@@ -75,6 +75,10 @@ def _check_value(kind: str, value: Any) -> None:
             raise ValueError(f"exponent: {value!r} should be an interval, such as [0.9, 1.1]")
     elif not (_is_number(value) and value > 0):
         raise ValueError(f"{kind}: {value!r} should be a positive number")
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
 
 
 def _is_number(value: Any) -> bool:

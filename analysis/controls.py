@@ -35,8 +35,8 @@ class LineNoise:
         batch_size: the smallest on the line, that of the trials compared.
         nu: mean over seeds of y(SGD) - y(gradient descent at equal training time), with its 90% interval.
         n: shared seeds; where none is shared, seeds in the smaller of the two samples.
-        informative: the interval lies outside the margin, so that invariance on this line says something about noise;
-            else it is explained by training time. None without a margin, or with fewer than 4 seeds.
+        informative: True where the interval lies outside the margin, so that invariance on this line says something
+            about noise; False where it lies inside: training time explains it. None where neither is shown.
     """
 
     ratio: float
@@ -118,7 +118,9 @@ def _is_again(trials: pa.Table) -> BoolArray:
 
 
 def _has_lines(trials: pa.Table) -> bool:
-    return any(len(group.grid.contrasted) for group in groups(trials))
+    """Whether some seed has two batch sizes on a line."""
+    grids = [group.grid for group in groups(trials)]
+    return any(((g.partner >= 0) & (g.reference[g.point_cell] != g.point_cell)).any() for g in grids)
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,9 @@ def _line_noise(compared: Contrasts, k: int, first: Sample, m: float) -> LineNoi
     on_line = np.isclose(first.lr / first.batch_size, compared.ratio[k], rtol=EQUAL, atol=0)
     batch_size = int(first.batch_size[on_line][0])
     known = math.isfinite(m) and bool(compared.testable[k] and not compared.spoiled[k])
-    informative = bool(compared.outside(m)[k]) if known else None
+    informative = None
+    if known:
+        informative = True if compared.outside(m)[k] else False if compared.inside(m)[k] else None
     return LineNoise(float(compared.ratio[k]), batch_size, compared.interval(k), int(compared.n[k]), informative)
 
 

@@ -155,9 +155,13 @@ def _halves(grid: Grid, fit: Fit, terms: _Terms) -> tuple[HalfDiverge, ...]:
     for size in sizes:
         at = np.array([1.0, 0.0, math.log(size) - terms.mean_batch][: len(fit.beta)])
         theta = fit.root(at, np.eye(len(at))[1])
-        ends = (math.exp(t + terms.mean_lr) if math.isfinite(t) else math.nan for t in theta)
+        ends = (math.exp(t + terms.mean_lr) if abs(t) < _UNBOUNDED else math.nan for t in theta)
         found.append(HalfDiverge(int(size), Estimate(*ends)))
     return tuple(found)
+
+
+_UNBOUNDED = 600.0
+"""A log learning rate beyond which it is as good as infinite."""
 
 
 def _notes(grid: Grid, counts: Counts, fit: Fit, terms: _Terms, halves: tuple[HalfDiverge, ...]) -> list[str]:

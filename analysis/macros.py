@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from analysis.database import CONFIGURATION, quoted
+from trainables.trial import AGAIN
 
 CONDITIONS = [c for c in CONFIGURATION if c not in {"lr", "batch_size", "ratio", "seed", "order_seed"}]
 """Configuration that is neither learning rate nor batch size nor seed: what verdicts group by."""
@@ -12,6 +13,7 @@ _SAME = ", ".join(map(quoted, ["sweep", *CONDITIONS]))
 # One mention of the metric, so that it may be COLUMNS(...). What is not finite would turn every mean into NaN.
 _VALUED = f"""measured AS (
         SELECT *, metric AS measured_value, hash({_SAME}, ratio) AS line FROM trials
+        WHERE NOT is_again(seed, order_seed)
     ), valued AS (
         SELECT *, CASE WHEN status = 'finished' AND isfinite(measured_value::DOUBLE) THEN measured_value::DOUBLE END
             AS metric_value
@@ -19,6 +21,9 @@ _VALUED = f"""measured AS (
     )"""
 
 MACROS = f"""
+CREATE MACRO is_again(seed, order_seed) AS coalesce(order_seed = xor(seed, {AGAIN}), false);
+COMMENT ON MACRO is_again IS 'an A/A trial: another one again with another order of examples; see controls';
+
 CREATE MACRO iso_ratio(lr, batch_size) AS format('{{:.9g}}', lr / batch_size)::DOUBLE;
 COMMENT ON MACRO iso_ratio IS 'lr / batch_size to 9 digits, as in the column ratio: equal for all of a line';
 

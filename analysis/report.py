@@ -126,9 +126,9 @@ def _floor(v: Verdict) -> list[str]:
 
 def _noise(v: Verdict) -> list[str]:
     """On which lines there is noise that could have broken invariance, and where training time alone explains it."""
-    known = [line for line in v.noise if line.informative is not None]
-    told = [line for line in known if line.informative]
-    timed = [f"{line.ratio:.3g}" for line in known if not line.informative]
+    told = [line for line in v.noise if line.informative]
+    timed = [f"{line.ratio:.3g}" for line in v.noise if line.informative is False]
+    open_ = [f"{line.ratio:.3g}" for line in v.noise if line.informative is None]
     sentences = []
     if told:
         ratios = ", ".join(f"{line.ratio:.3g} ({_difference(line.nu.value, v.scale)})" for line in told)
@@ -137,6 +137,8 @@ def _noise(v: Verdict) -> list[str]:
         sentences.append(
             f"At ratio {', '.join(timed)} it is explained by training time: noise does less than the margin."
         )
+    if open_:
+        sentences.append(f"At ratio {', '.join(open_)} it is not told whether noise or training time explains it.")
     return sentences
 
 

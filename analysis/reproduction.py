@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,14 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.claims import MARGINS, NUMBERS, RATES, Claim, claims_of
-from analysis.contrasts import Estimate, mean_estimate
+from analysis.claims import MARGINS, NUMBERS, RATES, TRENDS, Claim, claims_of
+from analysis.contrasts import LEAST_SEEDS, Estimate, mean_estimate
 from analysis.controls import Trials
 from analysis.decision import Outcome
 from analysis.grid import EQUAL, codes, floats
 from analysis.invariance import read_trials, stated
 from analysis.report import frontier_text
 from analysis.scales import default_margin, on_scale, scale_of
+from analysis.sequential import at_looks
 from analysis.slopes import within
 from analysis.verdict import Verdict, judge
 from trainables.schema import Status
@@ -77,17 +78,20 @@ def check(store: str | Path, sweep: str) -> list[Checked]:
     if not claims:
         raise ValueError(f"the sweep file of {sweep!r} expects nothing: it has no `expect`")
     trials = read_trials(store, sweep, list(dict.fromkeys(claim.metric for claim in claims)))
-    margins = content.get("margins") or {}
-    return [found for claim in claims for found in checked(claim, trials, margins.get(claim.metric))]
+    margins, looks = content.get("margins") or {}, content.get("looks") or []
+    return [found for claim in claims for found in checked(claim, trials, margins.get(claim.metric), looks)]
 
 
-def checked(claim: Claim, trials: pa.Table, margin: float | None = None) -> Iterator[Checked]:
+def checked(
+    claim: Claim, trials: pa.Table, margin: float | None = None, looks: Sequence[int] = ()
+) -> Iterator[Checked]:
     """A claim about every group that it speaks of.
 
     Args:
         claim: what is expected.
         trials: as for :func:`analysis.verdict.judge`.
         margin: of its metric, where the claim itself states none; None: the default one.
+        looks: planned numbers of seeds, over which the error of verdicts is spent.
     """
     for field, value in claim.where.items():
         trials = trials.filter(pc.equal(trials[field], pa.scalar(value, trials[field].type)))
@@ -97,7 +101,8 @@ def checked(claim: Claim, trials: pa.Table, margin: float | None = None) -> Iter
         yield _judged(claim, {}, trend(trials, claim.metric, claim.kind), f"slope in {claim.kind}, all else equal")
     else:
         chosen = claim.value if claim.kind in MARGINS else margin or default_margin(claim.metric)
-        for verdict in judge(trials, {claim.metric: chosen}):
+        verdicts = judge(trials, {claim.metric: chosen})
+        for verdict in at_looks(verdicts, trials, looks) if looks else verdicts:
             yield _AGAINST[claim.kind](claim, verdict)
 
 
@@ -116,12 +121,16 @@ def trend(trials: pa.Table, metric: str, field: str) -> Estimate:
         found, values = codes(judged[name])
         stratum = np.unique(stratum * len(values) + found, return_inverse=True)[1]
     seed, _ = codes(judged["seed"])
-    return mean_estimate(within(y, floats(judged, field, rows), stratum, seed))
+    slopes = within(y, floats(judged, field, rows), stratum, seed)
+    mean = mean_estimate(slopes)
+    return mean if np.isfinite(slopes).sum() >= LEAST_SEEDS else Estimate(mean.value)
 
 
 def _of_slope(claim: Claim, v: Verdict) -> Checked:
     slope, other = (v.slope_ratio, "batch size") if claim.kind == "ratio" else (v.slope_batch, "ratio")
-    return _judged(claim, v.group, slope, f"slope in log {claim.kind} at equal {other}")
+    slope = slope if v.n_seeds >= LEAST_SEEDS else Estimate(slope.value)
+    notes = f"; {v.note}" if v.note else ""
+    return _judged(claim, v.group, slope, f"slope in log {claim.kind} at equal {other}, up to the frontier{notes}")
 
 
 def _of_exponent(claim: Claim, v: Verdict) -> Checked:
@@ -153,9 +162,13 @@ _AGAINST = {
 
 def _judged(claim: Claim, group: Mapping[str, Any], found: Estimate, why: str) -> Checked:
     """By an interval: reproduced where all of it is as claimed, contradicted where none of it is."""
-    low, high = {"increasing": (0.0, math.inf), "decreasing": (-math.inf, 0.0)}.get(str(claim.value)) or claim.value
-    inside, outside = low <= found.low and found.high <= high, found.high < low or found.low > high
-    return Checked(claim, group, _result(int(inside) - int(outside)), found, why)
+    if claim.value in TRENDS:
+        up, down = found.low > 0, found.high < 0
+        side = int(up) - int(down) if claim.value == "increasing" else int(down) - int(up)
+    else:
+        low, high = claim.value
+        side = int(low <= found.low and found.high <= high) - int(found.high < low or found.low > high)
+    return Checked(claim, group, _result(side), found, why)
 
 
 def _result(side: int) -> Result:

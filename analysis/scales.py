@@ -47,6 +47,12 @@ def default_margin(metric: str) -> float | None:
     return 0.01 if metric in _FRACTIONS or metric.endswith(("_accuracy", "_fraction")) else None
 
 
+def worst_of(metric: str) -> float:
+    """What counts as worst: infinity, or minus infinity for accuracies and margins, of which more is better."""
+    better = metric in {"recovered"} or metric.endswith("_accuracy") or "_margin" in metric
+    return -math.inf if better else math.inf
+
+
 def half_width(margin: float | None, scale: Scale) -> float:
     """The margin m on the scale: log(1 + margin) or the number itself; NaN where none is given."""
     if margin is None:

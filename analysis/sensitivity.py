@@ -13,7 +13,7 @@ from analysis.contrasts import LEAST_SEEDS, Contrasts, contrasts
 from analysis.decision import ALPHA, Outcome, decide, judged_at
 from analysis.grid import Grid
 from analysis.sample import Sample
-from analysis.scales import BoolArray, FloatArray, IntArray
+from analysis.scales import ROUNDING, BoolArray, FloatArray, IntArray
 
 MOST_SEEDS = 64
 """Leaving each seed out in turn is for so many at most: of more, one changes little."""
@@ -41,7 +41,7 @@ class Sensitivity:
         return {"median": str(self.median), "worst_rank": str(self.worst_rank), "without_one": left_out}
 
 
-def sensitivity(grid: Grid, sample: Sample, compared: Contrasts, m: float) -> Sensitivity:
+def sensitivity(grid: Grid, sample: Sample, compared: Contrasts, m: float, worst: float = math.inf) -> Sensitivity:
     """Judges a grid by other means.
 
     Args:
@@ -49,12 +49,13 @@ def sensitivity(grid: Grid, sample: Sample, compared: Contrasts, m: float) -> Se
         sample: the metric of those trials.
         compared: the contrasts of the verdict.
         m: margin on the scale; NaN where none is given.
+        worst: what a trial that diverged ends with: infinity, or minus infinity where larger is better.
     """
     blocked = bool(sample.spoiled.any())
     median = _by_signs(compared, _Signs.of(grid, sample.y, m), m, blocked=blocked)
-    ranked = np.where(sample.spoiled, np.inf, sample.y)
-    worst = _by_signs(compared, _Signs.of(grid, ranked, m), m, blocked=blocked)
-    return Sensitivity(median, worst, _without_one(grid, sample, m))
+    ranked = np.where(sample.diverged, worst, sample.y)
+    by_rank = _by_signs(compared, _Signs.of(grid, ranked, m), m, blocked=blocked)
+    return Sensitivity(median, by_rank, _without_one(grid, sample, m))
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class _Signs:
     """Of the paired differences of each contrast, shape (K,)."""
 
     n: IntArray
-    above: IntArray  # at least m
-    below: IntArray  # at most -m
+    above: IntArray  # more than m
+    below: IntArray  # less than -m
 
     @classmethod
     def of(cls, grid: Grid, y: FloatArray, m: float) -> _Signs:
@@ -72,7 +73,8 @@ class _Signs:
         other = np.where(grid.partner < 0, np.nan, value[grid.partner])
         with np.errstate(invalid="ignore"):
             difference = np.where(np.isinf(value) & np.isinf(other), 0.0, value - other)
-        marks = ~np.isnan(difference), difference >= m, difference <= -m
+        m += ROUNDING * (1 + m)  # a difference of exactly the margin is not beyond it
+        marks = ~np.isnan(difference), difference > m, difference < -m
         return cls(*(np.bincount(grid.point_cell[k], minlength=len(grid.lr))[grid.contrasted] for k in marks))
 
     def beyond(self) -> FloatArray:
@@ -88,8 +90,9 @@ class _Signs:
 
 def _point_values(grid: Grid, y: FloatArray) -> FloatArray:
     """Mean of the trials of each point, infinite where one of them is."""
-    lost = np.bincount(grid.point[np.isinf(y)], minlength=len(grid.point_cell)) > 0
-    means: FloatArray = np.where(lost, np.inf, grid.point_means(np.where(np.isinf(y), np.nan, y)))
+    means = grid.point_means(np.where(np.isinf(y), np.nan, y))
+    lost = np.isinf(y)
+    means[grid.point[lost]] = y[lost]
     return means
 
 

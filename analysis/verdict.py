@@ -18,7 +18,7 @@ from analysis.decision import MOST_SEEDS, Outcome, decide, furthest, seeds_neede
 from analysis.frontier import Frontier, frontier
 from analysis.grid import Group, groups
 from analysis.sample import Sample
-from analysis.scales import Scale, half_width, scale_of
+from analysis.scales import Scale, half_width, scale_of, worst_of
 from analysis.sensitivity import Sensitivity, sensitivity
 from analysis.slopes import Slopes, inside, slopes
 
@@ -157,7 +157,7 @@ def _judge(apart: Trials, group: Group, own: Controls, metric: str, margin: floa
         note="; ".join(notes),
         noise=own.noise(sample, metric, m),
         floor=own.floor(sample, metric),
-        sensitivity=sensitivity(grid, sample, compared, m),
+        sensitivity=sensitivity(grid, sample, compared, m, worst_of(metric)),
     )
 
 

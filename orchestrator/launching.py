@@ -253,11 +253,7 @@ class _Launch:
         tidy(self.there, self.lease.number)
         with suppress(DamagedStoreError):  # nothing is deleted then, and whoever reads the file hears of it
             discard(self.there)
-        counts = Counter(todo.ended)
-        for reuse in todo.reuse:
-            reuse.commit(self.store, self.there)
-            counts.update(count_pack(self.there, reuse.pack_id))
-        self.tally = Tally(todo.grid.num_rows, counts, sum(todo.packs["cost"].to_pylist()))
+        self.tally = Tally(todo.grid.num_rows, self._counted(todo), sum(todo.packs["cost"].to_pylist()))
         self.reporter = Reporter(self.lease, self.tally)
         with self.reporter:
             self.reporter.say(_opening(todo, self.sweep))
@@ -302,7 +298,16 @@ class _Launch:
                 new = todo.packs.filter(pc.invert(pc.is_in(todo.packs["pack_id"], pa.array(tried, pa.string()))))
                 self.reporter.say(f"trying {pc.sum(new['trials']).as_py()} failed trials again")
                 self._write_plan(todo)
+                self.tally.counts = self._counted(todo)
                 self.tally.cost += pc.sum(new["cost"]).as_py()
+
+    def _counted(self, todo: Reconciliation) -> Counter[str]:
+        """Copies what other sweeps have, once it is planned; returns the trials that have ended by status."""
+        counts = Counter({**todo.ended, Status.FAILED: len(todo.failed)})
+        for reuse in todo.reuse:
+            reuse.commit(self.store, self.there)
+            counts.update(count_pack(self.there, reuse.pack_id))
+        return counts
 
     def _items(self, todo: Reconciliation) -> list[tuple[PackItem, float]]:
         """What workers are told, and the cost of each pack."""

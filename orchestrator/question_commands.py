@@ -107,6 +107,8 @@ def invariance(
     Example: isoratio invariance digits --metric lambda_max --margin 0.1
     """
     given = _margins(margin or [])
+    if sum([trajectory is not None, rules, predictors, divergence]) > 1:
+        raise ValueError("--trajectory, --rules, --predictors and --divergence are questions of their own: ask one")
     if trajectory is not None:
         number = given.get(trajectory) if isinstance(given, dict) else given
         _show_trajectory(store, sweep, trajectory, number, format)

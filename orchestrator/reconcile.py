@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 
 from orchestrator.grid import expand
 from orchestrator.packs import SHARED, form_packs
-from orchestrator.parquet import select
 from orchestrator.reuse import DONE, REUSED, Reuse, find_reusable
 from orchestrator.sweepfile import SweepFile
 from trainables.schema import PLAN
@@ -107,9 +106,9 @@ def reconcile(
     with duckdb.connect(config=_LEAN) as connection:
         connection.register("grid", grid.append_column("row", pa.array(np.arange(grid.num_rows))))
         listing = files.listing(*_STORED)
-        for table, query in _STORED.items():
-            rows = select(connection, query.format(measure_id=measure_id), listing, table)
-            connection.register(table, rows)
+        for table, (columns, query) in _STORED.items():
+            connection.register("rows", listing.read(table, columns))
+            connection.register(table, connection.sql(query.format(measure_id=measure_id)).to_arrow_table())
         connection.register("packs_there", pa.table({"pack_id": pa.array(listing.packs(), pa.string())}))
         connection.execute(_CLOSED)
         _refuse_changed(connection, sweep, files)
@@ -164,10 +163,18 @@ def _difference(files: SweepStore, sweep: SweepFile) -> str:
 _LEAN: dict[str, Any] = {"threads": min(4, os.cpu_count() or 1), "preserve_insertion_order": False}
 
 _STORED = {
-    "plan": "SELECT trial_id, pack_id, round, engine, physical_batch_size, cost, "
-    "measure_id <> '{measure_id}' AS differs FROM rows",
-    "trials": f"SELECT trial_id, pack_id, slot, status, measure_id = '{{measure_id}}' AND {DONE} AS done FROM rows",
-    "failures": "SELECT trial_id, pack_id FROM rows WHERE measure_id = '{measure_id}'",
+    "plan": (
+        ["trial_id", "pack_id", "round", "engine", "physical_batch_size", "cost", "measure_id"],
+        "SELECT * EXCLUDE (measure_id), measure_id <> '{measure_id}' AS differs FROM rows",
+    ),
+    "trials": (
+        ["trial_id", "pack_id", "slot", "status", "measure_id"],
+        f"SELECT * EXCLUDE (measure_id), measure_id = '{{measure_id}}' AND {DONE} AS done FROM rows",
+    ),
+    "failures": (
+        ["trial_id", "pack_id", "measure_id"],
+        "SELECT trial_id, pack_id FROM rows WHERE measure_id = '{measure_id}'",
+    ),
 }
 
 _CHANGED = """

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from orchestrator.parquet import select
 from trainables.endpoints import Endpoint, as_file, read
+from trainables.same_data import same_data_as
 from trainables.schema import SIDE_TABLES, Status
 from trainables.storage import StoreError
 from trainables.store import ENDPOINTS, Store, SweepStore, new_attempt, side_name
@@ -63,6 +64,7 @@ class Reuse:
 
         Raises:
             StoreError: some of the trials are no longer there.
+            ChangedDataError: they were trained on other data than this sweep's own.
             DamagedStoreError: a file cannot be read.
         """
         origin, attempt = store.sweep(self.sweep), new_attempt()
@@ -75,6 +77,7 @@ class Reuse:
             side = {name: select(connection, _SIDE, listing, name) for name in SIDE_TABLES}
         if trials.num_rows < len(self.trial_ids):
             raise StoreError(f"sweep {self.sweep!r}: trials that were to be reused are gone; launch again")
+        same_data_as(origin.storage, into.storage)
         for provenance_id in set(trials["provenance_id"].to_pylist()) - {None}:
             row = origin.read_table(f"provenance/{provenance_id}.parquet")
             into.write_provenance(provenance_id, row)

@@ -48,6 +48,22 @@ def refuse_changed_data(storage: Storage, dataset: str, sha256: str) -> None:
         ) from None
 
 
+def same_data_as(origin: Storage, into: Storage) -> None:
+    """Holds what another sweep was trained on to be what this one is trained on, whose trials are copied.
+
+    Raises:
+        ChangedDataError: this one has seen other data.
+    """
+    for name in origin.names(FOLDER):
+        try:
+            into.create(f"{FOLDER}/{name}", origin.read(f"{FOLDER}/{name}"))
+        except FileExistsError:
+            raise ChangedDataError(
+                f"trials in {origin.url} would be reused, and were trained on other data than those of {into.url}: "
+                "give the data set's function a parameter, such as version=2, or use another store"
+            ) from None
+
+
 def record_name(dataset: str) -> str:
     """Of the file that tells what a data set was."""
     return f"{FOLDER}/{content_id(dataset)[:16]}.json"

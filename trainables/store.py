@@ -15,7 +15,8 @@ import io
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -101,6 +102,29 @@ class Listing:
             schema: its columns; None: those of this version.
         """
         return dataset(self.sweep.storage, self.tables[table], schema or TABLES[table])
+
+    def read(self, table: str, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a table, file after file: of many small ones a data set takes twice the time and keeps all.
+
+        Raises:
+            DamagedStoreError: a file cannot be read.
+        """
+        storage, schema = self.sweep.storage, pa.schema([TABLES[table].field(name) for name in columns])
+
+        def rows(name: str) -> pa.Table:
+            where = storage.where(name)
+            if (data := storage.read_if_there(name)) is None:
+                raise damaged(where, "it is gone")
+            with _naming_damage(where):
+                found = pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
+            found = found.replace_schema_metadata()
+            return found if found.schema == schema else conform(found, schema)
+
+        names = self.tables[table]
+        if not storage.is_remote:
+            return pa.concat_tables([schema.empty_table(), *map(rows, names)])
+        with ThreadPoolExecutor(16) as pool:  # each has to wait for its answer
+            return pa.concat_tables([schema.empty_table(), *pool.map(rows, names)])
 
 
 def dataset(storage: Storage, names: list[str], schema: pa.Schema) -> ds.Dataset:

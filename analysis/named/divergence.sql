@@ -8,6 +8,6 @@ SELECT COLUMNS(lambda c: list_contains($conditions, c)), lr, batch_size, count(*
     n_diverged / n AS share, wilson(n_diverged, n).low AS share_low, wilson(n_diverged, n).high AS share_high,
     median(stability) FILTER (status = 'finished') AS stability
 FROM trials
-WHERE sweep = coalesce($sweep, sweep) AND status IN ('finished', 'diverged')
+WHERE sweep = coalesce($sweep, sweep) AND NOT is_again(seed, order_seed) AND status IN ('finished', 'diverged')
 GROUP BY ALL
 ORDER BY ALL

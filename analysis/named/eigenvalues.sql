@@ -6,6 +6,6 @@
 SELECT COLUMNS(lambda c: list_contains($conditions, c)), ratio, epoch, index, count(*) AS n,
     avg(eigenvalue) AS eigenvalue, standard_error(eigenvalue) AS standard_error, max(residual) AS largest_residual
 FROM eigenvalues JOIN trials USING (sweep, trial_id)
-WHERE sweep = coalesce($sweep, sweep) AND isfinite(eigenvalue)
+WHERE sweep = coalesce($sweep, sweep) AND NOT is_again(seed, order_seed) AND isfinite(eigenvalue)
 GROUP BY ALL
 ORDER BY ALL

@@ -6,6 +6,6 @@ SELECT COLUMNS(lambda c: list_contains($conditions, c)), ratio, batch_size, coun
     avg(train_accuracy) AS train_accuracy, avg(test_accuracy) AS test_accuracy,
     standard_error(test_accuracy) AS test_accuracy_se
 FROM trials
-WHERE sweep = coalesce($sweep, sweep) AND label_noise > 0 AND status = 'finished'
+WHERE sweep = coalesce($sweep, sweep) AND NOT is_again(seed, order_seed) AND label_noise > 0 AND status = 'finished'
 GROUP BY ALL
 ORDER BY ALL

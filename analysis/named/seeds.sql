@@ -8,7 +8,7 @@ WITH measured AS (
     SELECT *, COLUMNS(lambda c: c = $metric) AS metric_value,
         row(*COLUMNS(lambda c: list_contains($conditions, c)), ratio, batch_size) AS cell
     FROM trials
-    WHERE sweep = coalesce($sweep, sweep) AND status = 'finished'
+    WHERE sweep = coalesce($sweep, sweep) AND NOT is_again(seed, order_seed) AND status = 'finished'
 ), spread AS (
     SELECT *, abs(metric_value - median(metric_value) OVER (PARTITION BY cell)) AS off,
         mad(metric_value) OVER (PARTITION BY cell) AS deviation

@@ -7,7 +7,7 @@
 WITH sharp AS (
     SELECT *, ln(lambda_max) AS log_lambda, row(*COLUMNS(lambda c: list_contains($conditions, c)), ratio) AS line
     FROM trials
-    WHERE sweep = coalesce($sweep, sweep) AND status = 'finished' AND lambda_max > 0
+    WHERE sweep = coalesce($sweep, sweep) AND NOT is_again(seed, order_seed) AND status = 'finished' AND lambda_max > 0
 ), centred AS (
     SELECT *, log_lambda - avg(log_lambda) OVER (PARTITION BY line) AS d_lambda,
         test_accuracy - avg(test_accuracy) OVER (PARTITION BY line) AS d_accuracy,

@@ -37,8 +37,9 @@ def only(*tables, margin=0.1):
 
 
 def test_lines_where_noise_does_something_are_told_from_those_of_training_time():
-    effect = dict(zip(RATIOS, (0.0, 0.0, 0.05, 0.4, -0.8), strict=True))
-    trials, control = sgd(), descent(lambda ratio: effect[min(RATIOS, key=lambda r: abs(math.log(r / ratio)))])
+    effect = dict(zip(RATIOS, (0.0, 0.0, 0.03, 0.4, -0.8), strict=True))
+    trials = sgd(seed_sd=0)
+    control = descent(lambda ratio: effect[min(RATIOS, key=lambda r: abs(math.log(r / ratio)))], seed_sd=0)
     verdict = only(trials, control)
     assert [line.informative for line in verdict.noise] == [False, False, False, True, True]
     assert [line.ratio for line in verdict.noise] == pytest.approx(RATIOS)
@@ -51,6 +52,19 @@ def test_lines_where_noise_does_something_are_told_from_those_of_training_time()
         verdict.frontier,
         verdict.note,
     ), "controls change no verdict"
+
+
+def test_what_neither_margin_nor_interval_settles_is_not_told():
+    (line,) = only(sgd(ratios=RATIOS[:1], seeds=4), descent(lambda ratio: 0.2, 4, ratios=RATIOS[:1])).noise
+    assert line.nu.low < M < line.nu.high
+    assert line.informative is None
+
+
+def test_a_control_of_one_seed_elsewhere_is_not_a_sweep():
+    """As where a condition leaves out the smallest batch size of one seed."""
+    control = descent(lambda ratio: 0.2).to_pylist()
+    moved = [r | {"lr": r["lr"] * 4, "batch_size": 32} if r["seed"] == 3 else r for r in control]
+    assert len(only(sgd(), pa.Table.from_pylist(moved)).noise) == 5
 
 
 def test_nu_is_the_paired_difference_with_its_t_interval():
