@@ -107,6 +107,10 @@ class Shell:
                 print()
                 text = ""
                 continue
+            except UnicodeDecodeError:
+                say("that was no text in UTF-8")
+                text = ""
+                continue
             if text.strip().lower().rstrip("; \n") in {"exit", "quit", ".exit", ".quit"}:
                 return None
             text = self._take(text)

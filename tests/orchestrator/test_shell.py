@@ -190,6 +190,7 @@ def test_on_a_terminal(screen: Terminal, tmp_path: Path) -> None:
     screen.wait_for("isoratio> ")
     screen.type("\x1b[A")  # up: the last query again
     screen.wait_for("AS answer;")
+    time.sleep(1)  # a signal while a key is still worked on waits, as everywhere in Python, for the next key
     screen.type("\x03")
     screen.wait_for("isoratio> ")
     screen.type("\x04")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainables.same_data import ChangedDataError, record_name, refuse_changed_data
+from trainables.same_data import ChangedDataError, record_name, refuse_changed_data, same_data_as
 from trainables.storage import LocalStorage, Storage
 
 MINE = "plugins:regression"
@@ -47,6 +47,19 @@ def test_of_many_at_once_all_agree_on_one(storage: Storage) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(accepted, range(40)))
     assert found in ([True, False] * 20, [False, True] * 20)
+
+
+def test_trials_on_other_data_are_not_copied(tmp_path: Path) -> None:
+    here, there = LocalStorage(tmp_path / "here"), LocalStorage(tmp_path / "there")
+    refuse_changed_data(there, MINE, "a" * 64)
+    for _ in range(2):
+        same_data_as(there, here)
+    with pytest.raises(ChangedDataError, match="not what earlier trials"):
+        refuse_changed_data(here, MINE, "b" * 64)
+    other = LocalStorage(tmp_path / "other")
+    refuse_changed_data(other, MINE, "b" * 64)
+    with pytest.raises(ChangedDataError, match="would be reused, and were trained on other data"):
+        same_data_as(there, other)
 
 
 @pytest.mark.parametrize("damaged", [b"", b"{", b'{"sha256": "b"}'])
