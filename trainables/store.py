@@ -36,6 +36,7 @@ ENDPOINTS = "endpoints"  # beside the side tables, the one kind of file that is 
 PLAN_ROW_GROUP = 16_384  # rows; small enough that a worker reads its own pack without the rest
 PLAN_NAME = re.compile(r"\d{6,}-\d{4,}\.[0-9a-f]{16}\.parquet")
 FIRST_PLAN = "plan.parquet"  # where format 1 had it
+FEW_FILES = 64  # that are read together
 CLOSED = "closed"
 """How the attempt is called by which a pack is given up; see :meth:`SweepStore.close`."""
 
@@ -121,6 +122,9 @@ class Listing:
             return found if found.schema == schema else conform(found, schema)
 
         names = self.tables[table]
+        if len(names) <= FEW_FILES:  # maybe large, which all cores read; where one is damaged, what follows says which
+            with suppress(pa.ArrowException, OSError, ValueError):
+                return dataset(storage, names, schema).to_table()
         if not storage.is_remote:
             return pa.concat_tables([schema.empty_table(), *map(rows, names)])
         with ThreadPoolExecutor(16) as pool:  # each has to wait for its answer
