@@ -9,7 +9,7 @@ from functools import partial
 import duckdb
 import pyarrow as pa
 
-from analysis.commits import SIDES, Digest, Sums, in_threads, pack_of, read_damaged
+from analysis.commits import SIDES, Digest, Sums, in_threads, read_damaged
 from analysis.contents import strange_packs
 from analysis.records import HASHED, NAMES, record_problem, strays, table_of, table_problem, unreadable
 from trainables.manifest import COPY, MERGED, Manifest, file_name, numbers, read_numbered
@@ -17,7 +17,7 @@ from trainables.manifest import FOLDER as MANIFEST
 from trainables.same_data import FOLDER as DATASETS
 from trainables.schema import FORMAT
 from trainables.storage import Storage, StoreError
-from trainables.store import CLOSED, FIRST_PLAN, SweepStore, sums_name
+from trainables.store import CLOSED, FIRST_PLAN, SweepStore, pack_of, sums_name
 
 TRIES = 5  # to read what others are just changing
 

@@ -138,8 +138,3 @@ def in_threads(function: Callable[[T], R], items: Collection[T]) -> list[R]:
         return [function(item) for item in items]
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(function, items))
-
-
-def pack_of(name: str) -> str:
-    """The pack that a file belongs to: what its name begins with."""
-    return name.rpartition("/")[2].partition(".")[0]

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.commits import Digest, Sums, checked, in_threads, pack_of
+from analysis.commits import Digest, Sums, checked, in_threads
 from analysis.database import select_sweeps
 from analysis.discarding import GRACE, discard, superfluous
 from trainables.lease import PATIENCE, Lease, heartbeat, latest
@@ -34,6 +34,7 @@ from trainables.store import (
     damaged,
     hashed,
     new_attempt,
+    pack_of,
     parquet_bytes,
     rows_name,
 )

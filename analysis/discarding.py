@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
-from analysis.commits import SIDES, checked, in_threads, pack_of
+from analysis.commits import SIDES, checked, in_threads
 from trainables.manifest import COPY, MERGED, Manifest, file_name, numbers, read_manifest, read_numbered
 from trainables.storage import PARTIAL, LocalStorage, Storage
-from trainables.store import SweepStore
+from trainables.store import SweepStore, pack_of
 
 GRACE = 3600.0
 """Seconds for which files that were merged stay: whoever began to read them before can go on."""

@@ -93,7 +93,7 @@ class Listing:
     def packs(self) -> set[str]:
         """Ids of all committed packs, of those too that were closed; `trials` must be listed."""
         single = (name for name in self.tables["trials"] if name.startswith("trials/"))
-        return {*self.manifest.packs, *(name.partition("/")[2].partition(".")[0] for name in single)}
+        return {*self.manifest.packs, *map(pack_of, single)}
 
     def dataset(self, table: str, schema: pa.Schema | None = None) -> ds.Dataset:
         """A table's rows, read when they are asked for; columns that a file lacks are NULL.
@@ -181,7 +181,7 @@ class SweepStore:
         manifest = read_manifest(self.storage)  # last: what was merged since is left out of the names above
         merged = manifest.packs
         for table in set(chosen) & {*MERGED_TABLES}:
-            single = [name for name in found[table] if name.partition("/")[2].partition(".")[0] not in merged]
+            single = [name for name in found[table] if pack_of(name) not in merged]
             found[table] = [*manifest.files(table), *single]
         return Listing(self, manifest, found)
 
@@ -350,6 +350,11 @@ class SweepStore:
         name = f"provenance/{provenance_id}.parquet"
         if not self.storage.exists(name):
             self.storage.replace(name, parquet_bytes(row))
+
+
+def pack_of(name: str) -> str:
+    """The pack that a file belongs to: what its name begins with."""
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 def rows_name(pack_id: str) -> str:

@@ -31,7 +31,6 @@ from simulated_world import (
     sweep_file,
 )
 
-from analysis.commits import pack_of
 from analysis.compaction import compact
 from analysis.verification import Damage, verify
 from orchestrator.launching import LaunchResult, launch
@@ -41,7 +40,7 @@ from trainables.manifest import COPY, MERGED
 from trainables.manifest import FOLDER as MANIFEST
 from trainables.schema import Status
 from trainables.storage import DamagedStoreError
-from trainables.store import ENDPOINTS, SweepStore, side_name
+from trainables.store import ENDPOINTS, SweepStore, pack_of, side_name
 
 Key = TypeVar("Key")
 

@@ -14,9 +14,9 @@ from forked import run
 from invariants import View, check_invariants, finish, uninterrupted
 from sweeps_for_faults import FULL, LONGER, WAIT
 
-from analysis.commits import pack_of
 from orchestrator import sql
 from trainables.storage import DamagedStoreError
+from trainables.store import pack_of
 
 LAUNCH = ("launch", "sweep.yaml", "--executor", "inline")
 
