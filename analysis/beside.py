@@ -26,8 +26,8 @@ def rules(
     Raises:
         ValueError: for an unknown sweep or metric, or a margin that is not a positive number.
     """
-    _, chosen = asked(store, sweep, metrics, margins)
-    trials = Trials.of(read_trials(store, sweep, [*chosen], ["steps"])).judged
+    trials, chosen = asked(store, sweep, metrics, margins, ["steps"])
+    trials = Trials.of(trials).judged
     return [found for metric, margin in chosen.items() for found in compare_rules(trials, metric, margin)]
 
 
@@ -42,8 +42,8 @@ def predictors(
     Raises:
         ValueError: for an unknown sweep or metric, or a margin that is not a positive number.
     """
-    _, chosen = asked(store, sweep, metrics, margins)
-    trials = Trials.of(read_trials(store, sweep, [*chosen], ["lambda_max", "noise_scale", PEAK])).judged
+    trials, chosen = asked(store, sweep, metrics, margins, ["lambda_max", "noise_scale", PEAK])
+    trials = Trials.of(trials).judged
     return [found for metric, margin in chosen.items() for found in predict_frontier(trials, metric, margin)]
 
 

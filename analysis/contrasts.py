@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +25,12 @@ class Estimate(NamedTuple):
     value: float = np.nan
     low: float = np.nan
     high: float = np.nan
+
+
+def plain(name: str, estimate: Estimate) -> dict[str, float | None]:
+    """An estimate as three numbers, `name`, `name_low` and `name_high`; None for what is not finite."""
+    names = (name, f"{name}_low", f"{name}_high")
+    return {k: x if math.isfinite(x) else None for k, x in zip(names, estimate, strict=True)}
 
 
 @dataclass(frozen=True)

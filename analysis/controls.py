@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.contrasts import Contrasts, Estimate, contrasts
+from analysis.contrasts import Contrasts, Estimate, contrasts, plain
 from analysis.grid import EQUAL, WITHIN_GROUP, Grid, Group, groups, levels, moments
 from analysis.sample import Sample
 from analysis.scales import BoolArray, FloatArray, IntArray
@@ -47,9 +47,7 @@ class LineNoise:
 
     def as_row(self) -> dict[str, object]:
         """Plain values, None for what is missing."""
-        low, high = (x if math.isfinite(x) else None for x in self.nu[1:])
-        value = self.nu.value if math.isfinite(self.nu.value) else None
-        numbers = {"ratio": self.ratio, "batch_size": self.batch_size, "nu": value, "nu_low": low, "nu_high": high}
+        numbers = {"ratio": self.ratio, "batch_size": self.batch_size, **plain("nu", self.nu)}
         return {**numbers, "n_seeds": self.n, "informative": self.informative}
 
 

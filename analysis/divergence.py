@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.contrasts import Estimate
+from analysis.contrasts import Estimate, plain
 from analysis.firth import Counts, Fit
 from analysis.grid import Grid, Group, groups
 from analysis.scales import BoolArray, FloatArray
@@ -66,12 +66,6 @@ class DivergenceModel:
             row |= plain(name, getattr(self, name))
         row["lr_half"] = [{"batch_size": half.batch_size, **plain("lr", half.lr)} for half in self.lr_half]
         return {**row, "note": self.note}
-
-
-def plain(name: str, estimate: Estimate) -> dict[str, float | None]:
-    """An estimate as three numbers, `name`, `name_low` and `name_high`; None for what is not finite."""
-    names = (name, f"{name}_low", f"{name}_high")
-    return {k: x if math.isfinite(x) else None for k, x in zip(names, estimate, strict=True)}
 
 
 def divergence(trials: pa.Table) -> list[DivergenceModel]:

@@ -24,7 +24,7 @@ from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.store import Store
 from trainables.trial import FIELDS
 
-_NOT_METRICS = {*COLUMNS["trials"]} - {*MEASURED, "stability"}
+_NOT_METRICS = {*COLUMNS["trials"], PEAK} - {*MEASURED, "stability"}
 _NOT_BY_DEFAULT = {"stability", *ERROR_COLUMN, *OF_ENDPOINT} - {*STATISTICS}
 """Judged when asked for, or given a margin: proportional to lr, so never equal on a line, or of secondary interest."""
 
@@ -61,14 +61,18 @@ def invariance(
 
 
 def asked(
-    store: str | Path, sweep: str, metrics: Sequence[str] | None, margins: Mapping[str, float] | float | None
+    store: str | Path,
+    sweep: str,
+    metrics: Sequence[str] | None,
+    margins: Mapping[str, float] | float | None,
+    beside: Sequence[str] = (),
 ) -> tuple[pa.Table, dict[str, float | None]]:
-    """The trials of a sweep, and metric -> margin, as :func:`invariance` takes them.
+    """The trials of a sweep, and metric -> margin, as :func:`invariance` takes them; beside: see :func:`read_trials`.
 
     Raises:
         ValueError: for an unknown sweep or metric, or a margin that is not a positive number.
     """
-    trials = read_trials(store, sweep, metrics)
+    trials = read_trials(store, sweep, metrics, beside)
     known = metric_columns(trials.column_names)
     own = stated(store, sweep).get("margins") or {}
     named = {*own, *(margins if isinstance(margins, Mapping) else ())}

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.contrasts import Contrasts, Estimate, contrasts
-from analysis.divergence import plain
+from analysis.contrasts import Contrasts, Estimate, contrasts, plain
 from analysis.grid import Group, floats, groups
 from analysis.resampling import SeedBootstrap, by_seed, with_interval
 from analysis.sample import Sample

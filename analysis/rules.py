@@ -19,8 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.collapse import COEFFICIENTS, Curve, errors, without_seeds
-from analysis.contrasts import LEAST_SEEDS, Estimate
-from analysis.divergence import plain
+from analysis.contrasts import LEAST_SEEDS, Estimate, plain
 from analysis.grid import Group, floats, groups, moments
 from analysis.resampling import SeedBootstrap, by_seed, with_interval
 from analysis.sample import Sample, training_examples

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.contrasts import LEAST_SEEDS, Contrasts, Estimate, contrasts
+from analysis.contrasts import LEAST_SEEDS, Contrasts, Estimate, contrasts, plain
 from analysis.controls import Controls, Floor, LineNoise, Trials
 from analysis.decision import MOST_SEEDS, Outcome, decide, furthest, seeds_needed
 from analysis.frontier import Frontier, frontier
@@ -89,8 +89,7 @@ class Verdict:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Estimate):
-                names = (field.name, f"{field.name}_low", f"{field.name}_high")
-                row |= {k: x if math.isfinite(x) else None for k, x in zip(names, value, strict=True)}
+                row |= plain(field.name, value)
             elif isinstance(value, Frontier):
                 row[field.name] = value._asdict()
             elif isinstance(value, Cell | Floor):
