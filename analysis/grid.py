@@ -130,6 +130,11 @@ def floats(trials: pa.Table, column: str, rows: IntArray) -> FloatArray:
     return np.asarray(trials[column].take(rows).to_numpy(), dtype=np.float64)
 
 
+def given(trials: pa.Table, column: str, rows: IntArray) -> FloatArray:
+    """Some rows of a column that may be missing as a whole, NaN where it is."""
+    return floats(trials, column, rows) if column in trials.column_names else np.full(len(rows), np.nan)
+
+
 def levels(values: FloatArray) -> IntArray:
     """Rank of each value among the distinct ones; neighbours within 1e-6 count as equal."""
     order = np.argsort(values, kind="stable")

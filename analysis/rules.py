@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from analysis.collapse import COEFFICIENTS, Curve, errors, without_seeds
 from analysis.contrasts import LEAST_SEEDS, Estimate, plain
-from analysis.grid import Group, floats, groups, moments
+from analysis.grid import Group, given, groups, moments
 from analysis.resampling import SeedBootstrap, by_seed, with_interval
 from analysis.sample import Sample, training_examples
 from analysis.scales import ROUNDING, BoolArray, FloatArray, Scale, default_margin, half_width, scale_of
@@ -154,7 +154,7 @@ def _compare(
     trials: pa.Table, group: Group, metric: str, m: float, resamples: int, rng: np.random.Generator
 ) -> RuleComparison:
     sample = Sample.of(trials, group, metric)
-    pooled = tuple(n for n in POOLED if n in trials.column_names and len(np.unique(_column(trials, n, group))) > 1)
+    pooled = tuple(n for n in POOLED if n in trials.column_names and len(np.unique(given(trials, n, group.rows))) > 1)
     blank = RuleComparison(
         metric, scale_of(metric), group.fields, pooled, len(group.rows), 0, group.seeds, None, (), ""
     )
@@ -173,15 +173,10 @@ def _compare(
     return dataclasses.replace(blank, n_cells=int(scored.sum()), best=best, rules=tuple(fits), note=note)
 
 
-def _column(trials: pa.Table, name: str, group: Group) -> FloatArray:
-    """A column of the group's trials, NaN where there is none."""
-    return floats(trials, name, group.rows) if name in trials.column_names else np.full(len(group.rows), np.nan)
-
-
 def _cells(trials: pa.Table, group: Group, sample: Sample, pooled: tuple[str, ...]) -> _Cells:
     cell = group.grid.cell
     for name in pooled:
-        value = np.unique(_column(trials, name, group), return_inverse=True)[1]
+        value = np.unique(given(trials, name, group.rows), return_inverse=True)[1]
         cell = np.unique(cell * (value.max() + 1) + value, return_inverse=True)[1]
     size = int(cell.max(initial=-1)) + 1
     seed = group.grid.point_seed[group.grid.point]
@@ -213,15 +208,16 @@ def _numbers(trials: pa.Table, group: Group) -> Iterator[tuple[str, FloatArray]]
     lr, size = group.grid.lr[group.grid.cell], group.grid.batch_size[group.grid.cell]
     known = training_examples(trials, group)
     examples = np.full(len(lr), np.nan) if known is None else known
-    steps = _column(trials, "epochs", group) * examples / size
+    steps = given(trials, "epochs", group.rows) * examples / size
     for column in ("max_steps", "steps"):
-        steps = np.where(np.isfinite(given := _column(trials, column, group)), given, steps)
+        stated = given(trials, column, group.rows)
+        steps = np.where(np.isfinite(stated), stated, steps)
     x = {
         "ratio": lr / size,
         "square_root": lr / np.sqrt(size),
         "time": lr * steps,
         "finite_n": lr * (1 / size - 1 / examples),
-        "momentum": lr / (size * (1 - _column(trials, "momentum", group))),
+        "momentum": lr / (size * (1 - given(trials, "momentum", group.rows))),
     }
     for rule, values in x.items():
         yield rule, np.log(np.where(values > 0, values, np.nan))

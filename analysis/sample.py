@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from analysis.grid import Group, floats
-from analysis.scales import BoolArray, FloatArray, IntArray, on_scale, resolution_on_scale, scale_of, smallest_step
+from analysis.grid import Group, floats, given
+from analysis.scales import BoolArray, FloatArray, on_scale, resolution_on_scale, scale_of, smallest_step
 from trainables.registry import train_size
 from trainables.statistics import ERROR_COLUMN
 
@@ -76,7 +76,7 @@ def training_examples(trials: pa.Table, group: Group) -> FloatArray | None:
     """Size N of each trial's training set, shape (trials,); None where the data set does not tell."""
     datasets = trials["dataset"].take(group.rows[:1]).to_pylist() if "dataset" in trials.column_names else []
     whole = train_size(datasets[0]) if datasets and datasets[0] else None
-    return np.fmin(_given(trials, "train_size", group.rows), whole) if whole else None
+    return np.fmin(given(trials, "train_size", group.rows), whole) if whole else None
 
 
 def _resolution(trials: pa.Table, group: Group, metric: str, values: FloatArray) -> FloatArray:
@@ -85,15 +85,10 @@ def _resolution(trials: pa.Table, group: Group, metric: str, values: FloatArray)
     if error is not None:
         return floats(trials, error, group.rows)
     if metric in _COUNTED and (examples := training_examples(trials, group)) is not None:
-        noise = (np.nan_to_num(_given(trials, name, group.rows)) for name in ("label_noise", "input_noise"))
+        noise = (np.nan_to_num(given(trials, name, group.rows)) for name in ("label_noise", "input_noise"))
         counted = examples * _COUNTED[metric](*noise)
         return np.divide(1.0, counted, out=np.zeros_like(counted), where=counted > 0)
     return np.full(len(values), smallest_step(values))
-
-
-def _given(trials: pa.Table, column: str, rows: IntArray) -> FloatArray:
-    """A column of some rows, NaN where there is none."""
-    return floats(trials, column, rows) if column in trials.column_names else np.full(len(rows), np.nan)
 
 
 _COUNTED: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
