@@ -5,9 +5,7 @@ from __future__ import annotations
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from analysis.status import status
 from orchestrator.control import store_option
 from orchestrator.launching import ExecutorKind, LaunchResult, launch
 from orchestrator.sweepfile import SweepFile, load
-from trainables.lease import StopKind, latest
+from trainables.lease import StopKind, latest, remark
 from trainables.storage import StoreError
 from trainables.store import Store, SweepStore
 
@@ -267,8 +265,5 @@ def _tell(there: SweepStore, text: str, say: Callable[[str], None]) -> None:
     """To the caller, and into the log beside that of the last launch."""
     say(text)
     holder = latest(there.storage)
-    now = datetime.now(UTC).isoformat("T", "seconds")
-    with suppress(OSError, StoreError):  # what is for people must not end an extension
-        if holder is not None:
-            lines = "".join(f"{now} {line}\n" for line in escaped(text, keep="\n").splitlines())
-            there.storage.append(f"log/{holder.number:06d}.extend.log", lines.encode())
+    if holder is not None:
+        remark(there.storage, holder.number, "extend", escaped(text, keep="\n").splitlines())

@@ -18,7 +18,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -286,9 +286,14 @@ def stop_request(storage: Storage, number: int) -> StopKind | None:
 
 
 def note(storage: Storage, number: int, pack_id: str, text: str) -> None:
-    """A line of a worker's about a pack, beside the log of its launch, which only the driver writes."""
-    with suppress(OSError, StoreError):  # what is for people must not end a pack
-        storage.append(_log_name(number, f"{pack_id}.log"), _line(f"pack {pack_id}: {text}"))
+    """A line of a worker's about a pack."""
+    remark(storage, number, pack_id, [f"pack {pack_id}: {text}"])
+
+
+def remark(storage: Storage, number: int, about: str, lines: Iterable[str]) -> None:
+    """Lines beside the log of a launch, which only its driver writes."""
+    with suppress(OSError, StoreError):  # what is for people must not end what they are about
+        storage.append(_log_name(number, f"{about}.log"), b"".join(map(_line, lines)))
 
 
 def logs(storage: Storage) -> list[str]:
