@@ -104,6 +104,13 @@ class Listing:
         """
         return dataset(self.sweep.storage, self.tables[table], schema or TABLES[table])
 
+    def local_paths(self, table: str) -> list[str]:
+        """Where a table's files lie on this machine; none for an object store, and where a path reads as a pattern."""
+        storage = self.sweep.storage
+        if storage.is_remote or any(character in storage.url for character in "*?[{"):
+            return []
+        return [storage.where(contained(name)) for name in self.tables[table]]
+
     def read(self, table: str, columns: Sequence[str]) -> pa.Table:
         """Some columns of a table, file after file: of many small ones a data set takes twice the time and keeps all.
 

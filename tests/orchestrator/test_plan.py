@@ -354,6 +354,29 @@ def test_a_damaged_file_is_named(world: _World) -> None:
         reconcile(sweep, world.store)
 
 
+@pytest.mark.parametrize("older", [0, 1], ids=["the first", "the second"])
+def test_files_of_an_older_version_count_beside_new_ones(world: _World, older: int) -> None:
+    sweep = _sweep(world.folder)
+    for pack in world.reconcile(sweep).to_run:
+        world.run(pack)
+    path = sorted((world.files().storage.root / "trials").glob("*.parquet"))[older]
+    pq.write_table(pq.read_table(path).drop_columns(["slot", "error"]), path)
+    found = reconcile(sweep, world.store)
+    assert (found.done, found.to_run) == (12, [])
+
+
+def test_a_store_whose_name_reads_as_a_pattern_is_not_taken_for_another(tmp_path: Path) -> None:
+    done, open_ = _World(tmp_path / "run1"), _World(tmp_path / "run[1]")
+    for world in (done, open_):
+        world.folder.mkdir()
+        first, _ = world.reconcile(_sweep(world.folder)).to_run
+        world.run(first)
+    last = done.reconcile(_sweep(done.folder))
+    done.run(_one(last))
+    assert reconcile(_sweep(done.folder), done.store).done == 12
+    assert reconcile(_sweep(open_.folder), open_.store).done == 6
+
+
 # ---- failed
 
 
