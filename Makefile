@@ -29,6 +29,7 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/curvature.py
+	$(BIN)/python benchmarks/store.py
 
 constraints: .venv/installed-test  # pins the newest versions that fit pyproject.toml, for every platform
 	$(BIN)/pip install --quiet uv

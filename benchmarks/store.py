@@ -154,14 +154,19 @@ def complete(there: SweepStore, plan: pa.Table, part: float) -> int:
     return done
 
 
+RUN = """
+import json, resource, subprocess, sys, time
+began = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+seconds, kilobytes = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(json.dumps({"seconds": round(seconds, 1), "gigabytes": round(kilobytes / 2**20, 2)}))
+"""
+
+
 def run_and_measure(arguments: list[str]) -> dict[str, float]:
-    """Seconds and peak memory of a command."""
-    command = [str(Path(sys.executable).with_name("isoratio")), *arguments]
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, arguments
-    return {"seconds": round(time.perf_counter() - began, 1), "gigabytes": round(usage.ru_maxrss / 2**20, 2)}
+    """Seconds and peak memory of a command, begun by a small process: a child's peak begins at its parent's size."""
+    command = [sys.executable, "-c", RUN, str(Path(sys.executable).with_name("isoratio")), *arguments]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # type: ignore[no-any-return]
 
 
 def made_up(sweep: str, pack: str, first: int, n: int) -> pa.Table:
