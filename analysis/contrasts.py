@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from analysis.grid import Grid, levels, moments
+from analysis.grid import Grid, Moments, levels, moments
 from analysis.scales import ROUNDING, BoolArray, FloatArray, IntArray
 
 LEAST_SEEDS = 4
@@ -35,7 +35,7 @@ def plain(name: str, estimate: Estimate) -> dict[str, float | None]:
 
 @dataclass(frozen=True)
 class Contrasts:
-    """K contrasts y(cell) - y(reference), on the metric's scale; every array has shape (K,).
+    """K contrasts y(cell) - y(reference), on the metric's scale; every array has shape (K,), or as stated (S, K).
 
     Attributes:
         lr: of the cell; its reference has a lower one.
@@ -87,9 +87,10 @@ class Contrasts:
         return (self.n >= LEAST_SEEDS) & np.isfinite(self.estimate) & (self.se > 0)
 
     @property
-    def motionless(self) -> bool:
-        """No difference varies over the seeds: they had no effect, so nothing can be tested."""
-        return bool((self.n > 1).any() and self.constant[self.n > 1].all())
+    def motionless(self) -> BoolArray:
+        """No difference varies over the seeds: they had no effect, so nothing can be tested; shape () or (S,)."""
+        several = self.n > 1
+        return np.asarray(several.any(-1) & (self.constant | ~several).all(-1))
 
     @property
     def lr_level(self) -> IntArray:
@@ -124,35 +125,52 @@ def contrasts(grid: Grid, y: FloatArray, h: FloatArray, diverged: BoolArray, spo
         diverged: shape (trials,).
         spoiled: trials that diverged or ended with a value that the scale cannot take, shape (trials,).
     """
-    cell = grid.contrasted
-    reference = grid.reference[cell]
-    value, rounding = grid.point_means(y), grid.point_means(np.where(np.isfinite(y), h**2 / 12, np.nan))
-    paired, unpaired = _paired(grid, value, rounding), _welch(grid, value, rounding)
-    shared = paired.n[cell] > 0
-    n, estimate, variance, df, seen = (
-        np.where(shared, p[cell], w[cell]) for p, w in zip(paired, unpaired, strict=True)
-    )
-    trials = grid.count(np.ones(len(y), dtype=bool))
-    lost = grid.count(diverged)
-    bad = grid.count(spoiled) > 0
-    extinct = (lost[cell] == trials[cell]) & (trials[cell] >= LEAST_SEEDS) & (lost[reference] == 0)
-    return Contrasts(
-        lr=grid.lr[cell],
-        batch_size=grid.batch_size[cell],
-        reference_batch_size=grid.batch_size[reference],
-        n=n,
-        estimate=estimate,
-        sd=np.sqrt(variance),
-        df=df,
-        constant=seen <= (ROUNDING * np.max(np.abs(y), where=np.isfinite(y), initial=0.0)) ** 2,
-        unpaired=~shared & (n > 0),
-        spoiled=bad[cell] | bad[reference],
-        extinct=extinct,
-    )
+
+    def at_cells(points: FloatArray) -> Moments:
+        return moments(grid.point_cell, points, len(grid.lr))
+
+    value, rounding = grid.point_means(y), grid.point_means(_rounding(y, h))
+    difference = np.where(grid.partner < 0, np.nan, value - value[grid.partner])
+    paired = _paired(at_cells(difference), at_cells(difference * 0 + rounding + rounding[grid.partner]))
+    apart = paired
+    if not (paired.n[grid.contrasted] > 0).all():
+        apart = _welch(at_cells(value), at_cells(rounding), grid.reference)
+    counts = _Counts(*(grid.count(marked) for marked in (np.ones(len(y), dtype=bool), diverged, spoiled)))
+    return _contrasts(grid, paired, apart, counts, _coarse(y))
+
+
+def without_each_seed(
+    grid: Grid, y: FloatArray, h: FloatArray, diverged: BoolArray, spoiled: BoolArray
+) -> tuple[Contrasts, BoolArray]:
+    """The contrasts of a grid as they are when one seed is left out, each of S in turn; takes what `contrasts` takes.
+
+    Returns:
+        Contrasts whose arrays have shape (S, K), but for lr and batch sizes; and whether any other seed has a spoiled
+        trial, shape (S,).
+    """
+    seeds = int(grid.point_seed.max(initial=-1)) + 1
+    shape = (len(grid.lr), seeds)
+
+    def by_seed(points: FloatArray) -> FloatArray:
+        table = np.full(shape, np.nan)
+        table[grid.point_cell, grid.point_seed] = points
+        return table
+
+    def others(trials: BoolArray) -> IntArray:
+        place = (grid.cell * seeds + grid.point_seed[grid.point])[trials]
+        counted = np.bincount(place, minlength=shape[0] * seeds).reshape(shape)
+        return (counted.sum(1, keepdims=True) - counted).T
+
+    value, rounding = by_seed(grid.point_means(y)), by_seed(grid.point_means(_rounding(y, h)))
+    difference = value - value[grid.reference]
+    paired = _paired(_of_others(difference), _of_others(difference * 0 + rounding + rounding[grid.reference]))
+    apart = _welch(_of_others(value), _of_others(rounding), grid.reference)
+    counts = _Counts(*map(others, (np.ones(len(y), dtype=bool), diverged, spoiled)))
+    return _contrasts(grid, paired, apart, counts, _coarse(y)), counts.spoiled.any(1)
 
 
 class _Differences(NamedTuple):
-    """Per cell, against its reference."""
+    """Of each cell to its reference, shape (..., cells)."""
 
     n: IntArray
     estimate: FloatArray
@@ -161,25 +179,86 @@ class _Differences(NamedTuple):
     seen: FloatArray  # variance before the resolution is allowed for
 
 
-def _paired(grid: Grid, value: FloatArray, rounding: FloatArray) -> _Differences:
+class _Counts(NamedTuple):
+    """Trials of each cell, shape (..., cells)."""
+
+    trials: IntArray
+    diverged: IntArray
+    spoiled: IntArray
+
+
+def _contrasts(grid: Grid, paired: _Differences, apart: _Differences, counts: _Counts, coarse: float) -> Contrasts:
+    cell = grid.contrasted
+    reference = grid.reference[cell]
+    shared = paired.n[..., cell] > 0
+    n, estimate, variance, df, seen = (
+        np.where(shared, p[..., cell], a[..., cell]) for p, a in zip(paired, apart, strict=True)
+    )
+    trials, lost, bad = counts.trials[..., cell], counts.diverged, counts.spoiled > 0
+    return Contrasts(
+        lr=grid.lr[cell],
+        batch_size=grid.batch_size[cell],
+        reference_batch_size=grid.batch_size[reference],
+        n=n,
+        estimate=estimate,
+        sd=np.sqrt(variance),
+        df=df,
+        constant=seen <= coarse**2,
+        unpaired=~shared & (n > 0),
+        spoiled=bad[..., cell] | bad[..., reference],
+        extinct=(lost[..., cell] == trials) & (trials >= LEAST_SEEDS) & (lost[..., reference] == 0),
+    )
+
+
+def _rounding(y: FloatArray, h: FloatArray) -> FloatArray:
+    """Variance of each value for its resolution."""
+    return np.where(np.isfinite(y), h**2 / 12, np.nan)
+
+
+def _coarse(y: FloatArray) -> float:
+    """Differences up to here are rounding."""
+    return float(ROUNDING * np.max(np.abs(y), where=np.isfinite(y), initial=0.0))
+
+
+def _paired(difference: Moments, rounding: Moments) -> _Differences:
     """Seed by seed, n - 1 degrees of freedom."""
-    difference = np.where(grid.partner < 0, np.nan, value - value[grid.partner])
-    found = moments(grid.point_cell, difference, len(grid.lr))
-    floor = moments(grid.point_cell, difference * 0 + rounding + rounding[grid.partner], len(grid.lr)).mean
-    variance = np.maximum(found.variance, floor)
-    return _Differences(found.n, found.mean, variance, np.subtract(found.n, 1.0), found.variance)
+    variance = np.maximum(difference.variance, rounding.mean)
+    return _Differences(difference.n, difference.mean, variance, np.subtract(difference.n, 1.0), difference.variance)
 
 
-def _welch(grid: Grid, value: FloatArray, rounding: FloatArray) -> _Differences:
+def _welch(arm: Moments, rounding: Moments, other: IntArray) -> _Differences:
     """Two independent samples, Welch's degrees of freedom."""
-    arm, other = moments(grid.point_cell, value, len(grid.lr)), grid.reference
-    floor = moments(grid.point_cell, rounding, len(grid.lr)).mean
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.maximum(arm.variance, floor) / arm.n
-        df = (error + error[other]) ** 2 / (error**2 / (arm.n - 1) + error[other] ** 2 / (arm.n[other] - 1))
-    n = np.minimum(arm.n, arm.n[other])
-    seen = arm.variance + arm.variance[other]
-    return _Differences(n, arm.mean - arm.mean[other], n * (error + error[other]), df, seen)
+        error = np.maximum(arm.variance, rounding.mean) / arm.n
+        of_other, n_other = error[..., other], arm.n[..., other]
+        df = (error + of_other) ** 2 / (error**2 / (arm.n - 1) + of_other**2 / (n_other - 1))
+    n, seen = np.minimum(arm.n, n_other), arm.variance + arm.variance[..., other]
+    return _Differences(n, arm.mean - arm.mean[..., other], n * (error + of_other), df, seen)
+
+
+def _of_others(table: FloatArray) -> Moments:
+    """Moments of the finite values in each row without one of its columns, shape (columns, rows).
+
+    Counted from the row's median, so that an outlier leaves no rounding error where it is left out.
+    """
+    found = np.isfinite(table)
+    n = found.sum(1, keepdims=True) - found
+    middle = np.maximum(found.sum(1, keepdims=True) - 1, 0) // 2
+    center = np.nan_to_num(np.take_along_axis(np.sort(table, axis=1), middle, 1)) if table.size else 0.0
+    away = np.where(found, table - center, 0.0)
+    total, squares = _sum_of_others(away), _sum_of_others(away**2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(n > 0, center + total / n, np.nan)
+        variance = np.where(n > 1, np.maximum(squares - total**2 / n, 0.0) / (n - 1), np.nan)
+    return Moments(n.T, mean.T, variance.T)
+
+
+def _sum_of_others(table: FloatArray) -> FloatArray:
+    """Of each row without one of its columns, with no subtraction."""
+    before, after = np.zeros_like(table), np.zeros_like(table)
+    before[:, 1:] = np.cumsum(table[:, :-1], axis=1)
+    after[:, :-1] = np.cumsum(table[:, :0:-1], axis=1)[:, ::-1]
+    return before + after
 
 
 def t_quantile(df: FloatArray, probability: float | FloatArray) -> FloatArray:

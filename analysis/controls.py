@@ -9,8 +9,9 @@ what it gives differs from what SGD gives by what noise does. Trials that differ
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,9 @@ from trainables.trial import AGAIN, FIELDS
 
 _REPLACED = ("sampler", "gradient_noise")
 """Fields in which a noise-free control differs from the trials that it is for."""
+
+_ADDED = {b"noise_free": b"added"}
+"""What the schema of a table says where its gradient descent is controls, and none of it was swept."""
 
 
 @dataclass(frozen=True)
@@ -82,27 +86,40 @@ class Trials:
     def of(cls, trials: pa.Table) -> Trials:
         """Tells controls by their fields, as those of :mod:`orchestrator.controls` are.
 
-        Gradient descent of which a line has several batch sizes is judged as well: it was swept.
+        Gradient descent of which a line has several batch sizes is judged as well: it was swept, unless the table says
+        that it was not (see :func:`of_file`). So have those lines whose controls moved as the grid grew.
         """
-        full, again = _is_full(trials), _is_again(trials)
-        swept = bool(full.all()) or _has_lines(trials.filter(pa.array(full)))
-        judged = trials.filter(pa.array(~again & (~full | swept)))
-        return cls(judged, trials.filter(pa.array(full & ~again)), trials.filter(pa.array(again)))
+        full, again = is_full(trials), _is_again(trials)
+        added = _ADDED.items() <= (trials.schema.metadata or {}).items()
+        swept = bool(full.all()) or (not added and _has_lines(trials.filter(pa.array(full))))
+        judged = ~again & (~full | swept)
+        rest = trials if judged.all() else trials.filter(pa.array(judged))  # a copy of all takes its time
+        return cls(rest, trials.filter(pa.array(full & ~again)), trials.filter(pa.array(again)))
 
-    def controls_of(self, group: Group) -> Controls:
+    def controls_of(self, group: Group) -> GroupControls:
         """Those that differ from the trials of a group in what makes them controls only."""
-        descent = not len(group.rows) or _is_full(self.judged.take(group.rows[:1]))[0]
+        descent = not len(group.rows) or is_full(self.judged.take(group.rows[:1]))[0]
         noise_free = None if descent else self._like(group, self.noise_free, _REPLACED)
-        return Controls(noise_free, self._like(group, self.again, ()))
+        return GroupControls(noise_free, self._like(group, self.again, ()))
 
     def _like(self, group: Group, controls: pa.Table, replaced: tuple[str, ...]) -> tuple[pa.Table, Group] | None:
+        if not len(controls):
+            return None
         but = (*WITHIN_GROUP, *replaced)
         compared = controls.drop_columns([name for name in replaced if name in controls.column_names])
         same = _configuration(self.judged, group, but)
         return next(((compared, g) for g in groups(compared) if _configuration(compared, g, but) == same), None)
 
 
-def _is_full(trials: pa.Table) -> BoolArray:
+def of_file(trials: pa.Table, content: Mapping[str, Any]) -> pa.Table:
+    """The same trials; the table says whether their sweep file adds gradient descent as a control and sweeps none."""
+    swept = (content.get("grid") or {}).get("sampler") or (content.get("train") or {}).get("sampler") or ()
+    added = bool(content) and "full" not in swept
+    return trials.replace_schema_metadata({**(trials.schema.metadata or {}), **_ADDED}) if added else trials
+
+
+def is_full(trials: pa.Table) -> BoolArray:
+    """Which trials are gradient descent on the whole training set."""
     if "sampler" not in trials.column_names:
         return np.zeros(len(trials), dtype=bool)
     return np.asarray(pc.fill_null(pc.equal(trials["sampler"], "full"), False))
@@ -122,7 +139,7 @@ def _has_lines(trials: pa.Table) -> bool:
 
 
 @dataclass(frozen=True)
-class Controls:
+class GroupControls:
     """The controls of one group of trials.
 
     Attributes:
@@ -153,7 +170,8 @@ def line_noise(sgd: Sample, descent: Sample, m: float) -> list[LineNoise]:
 
     Args:
         sgd: the trials that are judged; of each line those of the smallest batch size count.
-        descent: trials without noise; of several learning rates at a ratio the one next to that of SGD counts.
+        descent: trials without noise; of several learning rates at a ratio the one with the most seeds counts, of those
+            the one next to that of SGD.
         m: margin on the scale; NaN where none is given.
     """
     ratio = np.concatenate([sgd.lr / sgd.batch_size, descent.lr / descent.batch_size])
@@ -164,9 +182,18 @@ def line_noise(sgd: Sample, descent: Sample, m: float) -> list[LineNoise]:
     lr = _least(line[:n], sgd.lr, lines)
     with np.errstate(invalid="ignore"):
         away = np.abs(np.log(descent.lr / lr[line[n:]]))
-    nearest = away <= _least(line[n:], away, lines)[line[n:]] + EQUAL
+    few = -_seeds_beside(descent, line[n:])
+    rank = np.where(few <= _least(line[n:], few, lines)[line[n:]], away, np.inf)
+    nearest = rank <= _least(line[n:], rank, lines)[line[n:]] + EQUAL
     compared = _compared(first, descent.where(nearest))
     return [_line_noise(compared, k, first, m) for k in range(len(compared))]
+
+
+def _seeds_beside(sample: Sample, line: IntArray) -> FloatArray:
+    """How many seeds there are at each trial's line and learning rate."""
+    cell = np.unique(np.stack([line, levels(np.log(sample.lr))]), axis=1, return_inverse=True)[1].ravel()
+    pairs = np.unique(np.stack([cell, _codes(sample.seed)]), axis=1)[0]
+    return np.asarray(np.bincount(pairs, minlength=len(cell))[cell], dtype=np.float64)
 
 
 def _line_noise(compared: Contrasts, k: int, first: Sample, m: float) -> LineNoise:

@@ -43,17 +43,25 @@ def decide(contrasts: Contrasts, m: float, blocked: bool, alpha: float = ALPHA) 
         blocked: whether any trial of the grid diverged or ended with an unusable value.
         alpha: chance of each wrong answer; a planned look has a share of the 5% (see :mod:`analysis.sequential`).
     """
+    return decide_each(contrasts, m, np.array([blocked]), alpha)[0]
+
+
+def decide_each(contrasts: Contrasts, m: float, blocked: BoolArray, alpha: float = ALPHA) -> list[Outcome]:
+    """Verdicts on S grids of the same cells: contrasts of shape (S, K), blocked (S,); else as :func:`decide`."""
     tested = contrasts.testable
-    if math.isnan(m) or not tested.any() or contrasts.motionless:
-        return Outcome.INCONCLUSIVE
-    if (beyond(contrasts, m)[tested] <= judged_at(contrasts, tested, alpha)[tested]).any():
-        return Outcome.DIFFERENT
-    equivalent = not blocked and bool(contrasts.inside(m, alpha).all())
-    return Outcome.EQUIVALENT if equivalent else Outcome.INCONCLUSIVE
+    known = tested.any(-1) & ~contrasts.motionless & (not math.isnan(m))
+    different = known & (tested & (beyond(contrasts, m) <= judged_at(contrasts, tested, alpha))).any(-1)
+    equivalent = known & ~blocked & ~different
+    if equivalent.any():
+        equivalent &= contrasts.inside(m, alpha).all(-1)
+    return [
+        Outcome.DIFFERENT if differs else Outcome.EQUIVALENT if equals else Outcome.INCONCLUSIVE
+        for differs, equals in zip(np.atleast_1d(different), equivalent, strict=True)
+    ]
 
 
 def beyond(contrasts: Contrasts, m: float) -> FloatArray:
-    """P value of each contrast for "the true difference is within ±m", shape (K,).
+    """P value of each contrast for "the true difference is within ±m", shape (K,) or (S, K).
 
     p = P(T > (|d| - m) / se) + P(T > (|d| + m) / se), which is 1 for d = 0 = m.
     """
@@ -88,10 +96,11 @@ def seeds_needed(contrasts: Contrasts, m: float, blocked: bool) -> int | None:
 
 def judged_at(contrasts: Contrasts, tested: BoolArray, alpha: float = ALPHA) -> FloatArray:
     """Level at which each tested contrast is judged: half of alpha for the leading one, half shared by all."""
-    share = np.full(len(contrasts), alpha / 2 / max(int(tested.sum()), 1))
-    if tested.any():
-        rank = np.lexsort((contrasts.ratio, contrasts.lr_level, tested))
-        share[rank[-1]] = alpha / 2
+    share = np.repeat(alpha / 2 / np.maximum(tested.sum(-1, keepdims=True), 1), len(contrasts), axis=-1)
+    if len(contrasts):
+        place = np.argsort(np.lexsort((contrasts.ratio, contrasts.lr_level)))
+        leading = np.argmax(np.where(tested, place, -1), axis=-1, keepdims=True)
+        np.put_along_axis(share, leading, alpha / 2, axis=-1)
     return share
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.contrasts import Estimate, plain
+from analysis.controls import Trials
 from analysis.firth import Counts, Fit
 from analysis.grid import Grid, Group, groups
 from analysis.scales import BoolArray, FloatArray
@@ -81,16 +82,25 @@ def given_survival(trials: pa.Table, margins: Mapping[str, float | None]) -> lis
     """The verdicts on the trials that did not diverge: whether these agree at equal lr / batch_size.
 
     What survives where others of its cell diverged is a selection, so the note counts them; the verdict on all trials,
-    which divergence keeps from "equivalent", stands beside these.
+    which divergence keeps from "equivalent", stands beside these. Each is that of one look at 5%.
 
     Args:
         trials: as for :func:`analysis.verdict.judge`.
         margins: metric -> margin, None where none is given.
+
+    Returns:
+        One per metric and group in which some trials diverged and some did not.
     """
     lost = pc.equal(trials["status"], Status.DIVERGED)
-    given = f"given survival: {plural(pc.sum(lost).as_py() or 0, 'diverged trial')} of the sweep left out"
-    verdicts = judge(trials.filter(pc.invert(lost)), margins)
-    return [dataclasses.replace(v, note="; ".join(filter(None, (given, v.note)))) for v in verdicts]
+    whole = [group for group in groups(Trials.of(trials).judged) if 0 < group.diverged.sum() < len(group.rows)]
+    verdicts = judge(trials.filter(pc.invert(lost)), margins) if whole else []
+    return [_survived(v, group) for v in verdicts for group in whole if v.group.items() <= group.fields.items()]
+
+
+def _survived(verdict: Verdict, group: Group) -> Verdict:
+    given = f"given survival: {plural(int(group.diverged.sum()), 'diverged trial')} left out"
+    note = "; ".join(filter(None, (given, verdict.note)))
+    return dataclasses.replace(verdict, group=group.fields, note=note)
 
 
 def _model(group: Group) -> DivergenceModel:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from analysis.scales import BoolArray, FloatArray, IntArray
 from trainables.schema import Status
@@ -76,7 +77,11 @@ class Grid:
 
     def point_means(self, values: FloatArray) -> FloatArray:
         """Mean over the trials of each point (several only where `order_seed` varies), NaN where none is finite."""
-        return moments(self.point, values, len(self.point_cell)).mean
+        if len(values) > len(self.point_cell):
+            return moments(self.point, values, len(self.point_cell)).mean
+        means = np.empty(len(values))
+        means[self.point] = np.where(np.isfinite(values), values, np.nan)
+        return means
 
     def count(self, trials: BoolArray) -> IntArray:
         """How many of the marked trials each cell has."""
@@ -153,23 +158,30 @@ def groups(trials: pa.Table) -> list[Group]:
     order = np.argsort(key, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(order) else []
     lr, batch_size = (trials[name].to_numpy().astype(np.float64) for name in ("lr", "batch_size"))
-    status, seed = trials["status"].to_numpy(), _seeds(trials)
+    failed, diverged = (np.asarray(pc.equal(trials["status"], each)) for each in (Status.FAILED, Status.DIVERGED))
+    seed = _seeds(trials)
     return [
         _group(
             {name: values[found[rows[0]]] for name, (found, values) in fields.items()},
-            rows, status, lr, batch_size, seed,
+            rows, failed, diverged, lr, batch_size, seed,
         )
         for rows in parts
     ]  # fmt: skip
 
 
 def _group(
-    fields: dict[str, Any], rows: IntArray, status: Any, lr: FloatArray, batch_size: FloatArray, seed: IntArray
+    fields: dict[str, Any],
+    rows: IntArray,
+    failed: BoolArray,
+    diverged: BoolArray,
+    lr: FloatArray,
+    batch_size: FloatArray,
+    seed: IntArray,
 ) -> Group:
-    kept = rows[status[rows] != Status.FAILED]
+    kept = rows[~failed[rows]]
     grid = Grid.of(lr[kept], batch_size[kept], seed[kept])
     seeds = len(np.unique(seed[kept]))
-    return Group(fields, kept, status[kept] == Status.DIVERGED, len(rows) - len(kept), seeds, grid)
+    return Group(fields, kept, diverged[kept], len(rows) - len(kept), seeds, grid)
 
 
 def codes(column: pa.ChunkedArray) -> tuple[IntArray, list[Any]]:

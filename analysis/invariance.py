@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from ruamel.yaml import YAML
 
+from analysis.controls import is_full, of_file
 from analysis.database import COLUMNS, MEASURED, connect, fetch, quoted
-from analysis.predictors import PEAK
+from analysis.known import check_known
+from analysis.predictors import LAST, PEAK
 from analysis.sample import error_column
 from analysis.scales import default_margin
 from analysis.sequential import at_looks
@@ -24,7 +25,7 @@ from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.store import Store
 from trainables.trial import FIELDS
 
-_NOT_METRICS = {*COLUMNS["trials"], PEAK} - {*MEASURED, "stability"}
+_NOT_METRICS = {*COLUMNS["trials"], PEAK, LAST} - {*MEASURED, "stability"}
 _NOT_BY_DEFAULT = {"stability", *ERROR_COLUMN, *OF_ENDPOINT} - {*STATISTICS}
 """Judged when asked for, or given a margin: proportional to lr, so never equal on a line, or of secondary interest."""
 
@@ -51,9 +52,10 @@ def invariance(
         >>> for verdict in invariance("results", "digits", ["lambda_max"]):  # doctest: +SKIP
         ...     print(verdict.group, verdict.verdict, verdict.frontier)
     """
-    trials, chosen = asked(store, sweep, metrics, margins)
+    content = stated(store, sweep)
+    trials, chosen = asked(store, sweep, metrics, margins, content=content)
     verdicts = judge(trials, chosen)
-    if looks := stated(store, sweep).get("looks"):
+    if looks := content.get("looks"):
         verdicts = at_looks(verdicts, trials, looks)
     if metrics:
         return verdicts
@@ -66,22 +68,28 @@ def asked(
     metrics: Sequence[str] | None,
     margins: Mapping[str, float] | float | None,
     beside: Sequence[str] = (),
+    content: Mapping[str, Any] | None = None,
 ) -> tuple[pa.Table, dict[str, float | None]]:
-    """The trials of a sweep, and metric -> margin, as :func:`invariance` takes them; beside: see :func:`read_trials`.
+    """The trials of a sweep, and metric -> margin, as :func:`invariance` takes them; the rest: see :func:`read_trials`.
 
     Raises:
         ValueError: for an unknown sweep or metric, or a margin that is not a positive number.
     """
-    trials = read_trials(store, sweep, metrics, beside)
+    content = stated(store, sweep) if content is None else content
+    trials = read_trials(store, sweep, metrics, beside, content)
     known = metric_columns(trials.column_names)
-    own = stated(store, sweep).get("margins") or {}
+    own = content.get("margins") or {}
     named = {*own, *(margins if isinstance(margins, Mapping) else ())}
     wanted = list(dict.fromkeys(metrics or _measured(trials, known, named)))
     return trials, margins_of(wanted, known, own, margins)
 
 
 def read_trials(
-    store: str | Path, sweep: str, metrics: Sequence[str] | None = None, beside: Sequence[str] = ()
+    store: str | Path,
+    sweep: str,
+    metrics: Sequence[str] | None = None,
+    beside: Sequence[str] = (),
+    content: Mapping[str, Any] | None = None,
 ) -> pa.Table:
     """What verdicts and heat maps rest on, in one SELECT: fields, status, metrics (by default all) and their errors.
 
@@ -89,7 +97,8 @@ def read_trials(
         store: directory of the store.
         sweep: name of the sweep.
         metrics: columns of `trials`.
-        beside: further ones, as far as they are there; `lambda_max_peak` is the largest of a trial over training.
+        beside: further ones, as far as they are there; :data:`PEAK` and :data:`LAST` come from `curves`.
+        content: of the sweep file, see :func:`stated`; None: it is read where it is needed.
 
     Raises:
         ValueError: for an unknown sweep or metric.
@@ -107,11 +116,17 @@ def read_trials(
         columns = ", ".join(map(quoted, dict.fromkeys([*FIELDS, "status", *chosen, *errors, *further])))
         query = f"SELECT {columns} FROM trials"
         if PEAK in beside:
-            query = f"SELECT {columns}, {PEAK} FROM trials LEFT JOIN ({_PEAKS}) USING (trial_id)"
-        return fetch(connection, query, [files.sweep(sweep)])
+            query = f"SELECT {columns}, {PEAK}, {LAST} FROM trials LEFT JOIN ({_COURSE}) USING (trial_id)"
+        trials = fetch(connection, query, [files.sweep(sweep)])
+    if not is_full(trials).any():
+        return trials  # and the sweep file need not be read
+    return of_file(trials, stated(store, sweep) if content is None else content)
 
 
-_PEAKS = f"SELECT trial_id, max(value) AS {PEAK} FROM curves WHERE statistic = 'lambda_max' GROUP BY trial_id"
+_COURSE = f"""
+    SELECT trial_id, max(value) FILTER (statistic = 'lambda_max') AS {PEAK},
+        arg_max(value, step) FILTER (statistic = 'noise_scale') AS {LAST}
+    FROM curves WHERE statistic IN ('lambda_max', 'noise_scale') AND isfinite(value) GROUP BY trial_id"""
 
 
 def metric_columns(columns: Sequence[str]) -> list[str]:
@@ -149,14 +164,3 @@ def stated(store: str | Path, sweep: str) -> dict[str, Any]:
     suffix, text = Store(store).sweep(sweep).sweep_file() or (".yaml", "")
     content = tomllib.loads(text) if suffix == ".toml" else YAML(typ="safe").load(text)
     return dict(content or {})
-
-
-def check_known(what: str, names: Iterable[str], known: Sequence[str], holding: str) -> None:
-    """Raises ValueError for names that are not known, each with the nearest one."""
-    problems = []
-    for name in names:
-        if name not in known:
-            hint = get_close_matches(name, known, 1)
-            problems.append(f"unknown {what} {name!r}" + (f": did you mean {hint[0]!r}?" if hint else ""))
-    if problems:
-        raise ValueError(f"{'; '.join(problems)} ({holding} {', '.join(known) or 'none'})")

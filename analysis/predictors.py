@@ -4,6 +4,10 @@ Each predictor makes a monotone rule, "broken where it is large", of what the ce
 lr and batch size rise together and say the same, so what counts is whether a rule carries over from line to line. One
 line at a time is left out: the area under the ROC curve is that of its cells against those of all other lines, and the
 accuracy is that of a threshold which the other lines set. In each resample of the seeds cells are broken or sound anew.
+
+A cell in which all trials diverged is broken. Its learning rate and batch size are known, its curvature and noise only
+where they were measured before: each predictor is shown for the cells that have it, and predictors are compared on the
+cells that have all of them.
 """
 
 from __future__ import annotations
@@ -26,12 +30,15 @@ PREDICTORS = {
     "lr": "learning rate",
     "batch_size": "batch size",
     "stability": "lr * lambda_max / 2, lambda_max at its highest in training where that is known, else at the end",
-    "noise_ratio": "batch_size / B_simple, B_simple = tr C / |G|²",
+    "noise_ratio": "batch_size / B_simple, B_simple = tr C / |G|² at the end, of diverged trials the last one known",
 }
 """Predictor -> what it is. The last is of arXiv 1812.06162."""
 
 PEAK = "lambda_max_peak"
 """Column with the largest lambda_max of a trial over training, where curves have it."""
+
+LAST = "noise_scale_last"
+"""Column with the last noise_scale of a trial in training, where curves have it."""
 
 DECIDED = 0.95
 """Probability from which on one predictor is named."""
@@ -46,21 +53,25 @@ class Prediction:
         auc: probability that of two cells on different lines the broken one has the larger value; ½ is chance.
         accuracy: mean of the shares of broken and of sound cells told right, by a threshold from the other lines.
         threshold: the value that tells all cells best.
-        probability: how probable it is that this predictor has the largest area, by a bootstrap over seeds; predictors
-            that are equal in a resample share it.
+        n_unknown: cells that lack it, which its numbers leave out.
+        probability: how probable it is that this predictor has the largest area on the cells that have all compared
+            predictors, by a bootstrap over seeds; predictors that are equal in a resample share it. NaN for one that is
+            not compared: too few cells have it.
     """
 
     predictor: str
     auc: Estimate
     accuracy: Estimate
     threshold: Estimate
+    n_unknown: int
     probability: float
 
     def as_row(self) -> dict[str, object]:
         """Plain values, None for what is unknown."""
         numbers = [plain(name, getattr(self, name)) for name in ("auc", "accuracy", "threshold")]
         merged = {k: v for part in numbers for k, v in part.items()}
-        return {"predictor": self.predictor, **merged, "probability": self.probability}
+        probability = None if np.isnan(self.probability) else self.probability
+        return {"predictor": self.predictor, **merged, "n_unknown": self.n_unknown, "probability": probability}
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,8 @@ class Predictors:
         group: the fields that tell this group from others of the sweep.
         margin: as given; a cell is broken where it differs by more from its reference, or always diverges.
         n_cells: cells that are told apart.
-        n_broken: of them, beyond the margin by their estimate.
+        n_broken: of them, beyond the margin by their estimate, or with no trial that did not diverge.
+        n_compared: of the cells, those that have all predictors that are compared.
         n_seeds: independent seeds.
         best: the predictor with the largest area with a probability of at least 0.95; None where none is.
         predictions: best first; empty where they cannot be compared.
@@ -84,6 +96,7 @@ class Predictors:
     margin: float | None
     n_cells: int
     n_broken: int
+    n_compared: int
     n_seeds: int
     best: str | None
     predictions: tuple[Prediction, ...]
@@ -102,7 +115,7 @@ def predict_frontier(
 
     Args:
         trials: those of one sweep that are judged: lr, batch_size, seed, status, the metric, every scientific field
-            that may vary, and, where known, `lambda_max_peak`, `lambda_max` and `noise_scale`.
+            that may vary, and, where known, `lambda_max_peak`, `lambda_max`, `noise_scale` and `noise_scale_last`.
         metric: a column of `trials`.
         margin: of equivalence: 0.1 means a factor 1.1 on the log scale.
         resamples: of the seeds.
@@ -117,7 +130,7 @@ def _predict(
 ) -> Predictors:
     sample = Sample.of(trials, group, metric)
     compared = contrasts(group.grid, sample.y, sample.h, sample.diverged, sample.spoiled)
-    blank = Predictors(metric, group.fields, margin, 0, 0, group.seeds, None, (), "")
+    blank = Predictors(metric, group.fields, margin, 0, 0, 0, group.seeds, None, (), "")
     reason = _too_little(compared, m)
     if reason:
         return dataclasses.replace(blank, note=f"not compared: {reason}")
@@ -128,10 +141,15 @@ def _predict(
     if not _pairs(broken[:1], cells.line)[0]:
         why = "no broken and sound cells on different lines"
         return dataclasses.replace(told, note="; ".join([f"not compared: {why}", *notes]))
-    predictions = _predictions(cells, broken)
-    best, why = _named(predictions)
+    common = _Common.of(cells, broken)
+    predictions = _predictions(cells, broken, common)
+    best, why = _named(predictions, common)
     return dataclasses.replace(
-        told, best=best, predictions=tuple(predictions), note="; ".join(filter(None, [why, *notes]))
+        told,
+        n_compared=int(common.cells.sum()),
+        best=best,
+        predictions=tuple(predictions),
+        note="; ".join(filter(None, [why, *_lacking(predictions, common), *notes])),
     )
 
 
@@ -152,19 +170,23 @@ def _too_little(compared: Contrasts, m: float) -> str:
 
 @dataclass(frozen=True)
 class _Cells:
-    """Contrasted cells with every predictor known; R counts the data first and then the draws.
+    """Contrasted cells; R counts the data first and then the draws.
 
     Attributes:
         line: shape (cells,).
         extinct: all trials diverged, shape (cells,).
         difference: from the reference, on the scale, shape (R, cells).
-        scores: log of each predictor, shape (R, cells).
+        scores: log of each predictor that any cell has, NaN where unknown, shape (R, cells).
     """
 
     line: IntArray
     extinct: BoolArray
     difference: FloatArray
     scores: dict[str, FloatArray]
+
+    def known(self, name: str) -> BoolArray:
+        """Cells that have a predictor."""
+        return np.asarray(np.isfinite(self.scores[name][0]))
 
 
 def _cells(
@@ -182,17 +204,15 @@ def _cells(
     usable = compared.testable | compared.extinct
     scores = {}
     for name, log in _logs(trials, group):
-        found = drawn(grid.point_means(log))
-        if np.isfinite(found[0][usable]).any():
+        found = drawn(grid.point_means(log))[:, usable]
+        if np.isfinite(found[0]).any():
             scores[name] = found
         else:
             notes.append(f"{name} unknown: no {_MISSING[name]}")
-    known = usable & np.all([np.isfinite(s[0]) for s in scores.values()], axis=0)
-    left_out = len(known) - int(known.sum())
-    notes += [f"cells of fewer than 4 seeds or with an unknown predictor, left out: {left_out}"] if left_out else []
+    left_out = len(usable) - int(usable.sum())
+    notes += [f"cells of fewer than 4 seeds, left out: {left_out}"] if left_out else []
     difference = drawn(np.where(grid.partner < 0, np.nan, value - value[grid.partner]))
-    chosen = {name: s[:, known] for name, s in scores.items()}
-    return _Cells(grid.line[grid.contrasted][known], compared.extinct[known], difference[:, known], chosen), notes
+    return _Cells(grid.line[grid.contrasted][usable], compared.extinct[usable], difference[:, usable], scores), notes
 
 
 _MISSING = {"stability": "lambda_max", "noise_ratio": "noise_scale"}
@@ -206,7 +226,9 @@ def _logs(trials: pa.Table, group: Group) -> Iterator[tuple[str, FloatArray]]:
     yield "lr", np.log(lr)
     yield "batch_size", np.log(size)
     yield "stability", np.log(lr * sharpness / 2)
-    yield "noise_ratio", np.log(size / _positive(trials, "noise_scale", group))
+    noise = _positive(trials, "noise_scale", group)
+    noise = np.where(np.isfinite(noise) | ~group.diverged, noise, _positive(trials, LAST, group))
+    yield "noise_ratio", np.log(size / noise)
 
 
 def _positive(trials: pa.Table, name: str, group: Group) -> FloatArray:
@@ -217,22 +239,65 @@ def _positive(trials: pa.Table, name: str, group: Group) -> FloatArray:
     return np.where(values > 0, values, np.nan)
 
 
-def _predictions(cells: _Cells, broken: BoolArray) -> list[Prediction]:
-    """All predictors, best first."""
-    areas = np.array([_areas(scores, broken, cells.line) for scores in cells.scores.values()])
-    leads = (areas >= areas.max(axis=0) - 1e-12)[:, 1:][:, np.isfinite(areas[0, 1:])]
-    probability = (leads / leads.sum(axis=0)).mean(axis=1)
-    found = [
-        Prediction(
-            predictor=name,
-            auc=with_interval(areas[k]),
-            accuracy=with_interval(_accuracies(scores, broken, cells.line)),
-            threshold=with_interval(np.exp(_thresholds(scores, broken))),
-            probability=float(probability[k]),
+@dataclass(frozen=True)
+class _Common:
+    """The predictors that are compared, on the cells that have all of them.
+
+    Attributes:
+        cells: shape (cells,).
+        areas: of each compared predictor there, shape (R,).
+    """
+
+    cells: BoolArray
+    areas: dict[str, FloatArray]
+
+    @classmethod
+    def of(cls, cells: _Cells, broken: BoolArray) -> _Common:
+        """Without those that the most cells lack, as long as no broken and sound cells on different lines have all."""
+        names = sorted(cells.scores, key=lambda name: int(cells.known(name).sum()))  # all cells have the last ones
+        while True:
+            common = np.all([cells.known(name) for name in names], axis=0)
+            line, bad = cells.line[common], broken[:, common]
+            if _pairs(bad[:1], line)[0]:
+                return cls(common, {name: _areas(cells.scores[name][:, common], bad, line) for name in names})
+            names = names[1:]
+
+    def probability(self, name: str) -> float:
+        """How probable it is that a predictor has the largest area; NaN where it is not compared."""
+        if name not in self.areas:
+            return float("nan")
+        areas = np.array([*self.areas.values()])
+        leads = (areas >= areas.max(axis=0) - 1e-12)[:, 1:][:, np.isfinite(areas[0, 1:])]
+        return float((leads / leads.sum(axis=0)).mean(axis=1)[[*self.areas].index(name)])
+
+
+def _predictions(cells: _Cells, broken: BoolArray, common: _Common) -> list[Prediction]:
+    """All predictors, best first, each on the cells that have it."""
+    found = []
+    for name, scores in cells.scores.items():
+        known = cells.known(name)
+        here, bad, line = scores[:, known], broken[:, known], cells.line[known]
+        found.append(
+            Prediction(
+                predictor=name,
+                auc=with_interval(_areas(here, bad, line)),
+                accuracy=with_interval(_accuracies(here, bad, line)),
+                threshold=with_interval(np.exp(_thresholds(here, bad))),
+                n_unknown=int((~known).sum()),
+                probability=common.probability(name),
+            )
         )
-        for k, (name, scores) in enumerate(cells.scores.items())
-    ]
-    return sorted(found, key=lambda p: (-p.probability, -p.auc.value))
+    return sorted(found, key=lambda p: (-np.nan_to_num(p.probability, nan=-1.0), -np.nan_to_num(p.auc.value)))
+
+
+def _lacking(predictions: list[Prediction], common: _Common) -> list[str]:
+    """How many cells lack each predictor, and on how many they are compared."""
+    lacking = ", ".join(f"{p.predictor} ({p.n_unknown})" for p in predictions if p.n_unknown)
+    apart = ", ".join(p.predictor for p in predictions if p.predictor not in common.areas)
+    if not lacking:
+        return []
+    notes = [f"unknown in some cells: {lacking}", f"compared on the {int(common.cells.sum())} cells that have all"]
+    return [*notes[:1], notes[1] + (f" but {apart}: of those that have it none, or all, are broken" if apart else "")]
 
 
 def _pairs(broken: BoolArray, line: IntArray) -> FloatArray:
@@ -280,12 +345,13 @@ def _accuracies(scores: FloatArray, broken: BoolArray, line: IntArray) -> FloatA
     return np.asarray((shares[0] + shares[1]) / 2)
 
 
-def _named(predictions: list[Prediction]) -> tuple[str | None, str]:
+def _named(predictions: list[Prediction], common: _Common) -> tuple[str | None, str]:
     """The predictor that is surely best, or why none is named."""
-    leader = predictions[0]
-    if leader.probability >= DECIDED and leader.auc.low > 0.5:
+    leader, areas = predictions[0], common.areas
+    area = with_interval(areas[leader.predictor])
+    if leader.probability >= DECIDED and area.low > 0.5:
         return leader.predictor, ""
-    equal = {p.predictor for p in predictions if p.auc.value == leader.auc.value}
+    equal = {name for name in areas if areas[name][0] == area.value}
     alike = [name for name in PREDICTORS if name in equal]
     if len(alike) > 1:
         return None, f"undecided: {', '.join(alike)} tell the cells alike"

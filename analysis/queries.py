@@ -7,16 +7,15 @@ what should be known to read the answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from analysis.database import quoted
+from analysis.database import as_store, quoted
+from analysis.known import check_known
 from analysis.macros import CONDITIONS
 from analysis.sql import QueryError, sql
 from trainables.store import Store
@@ -54,7 +53,7 @@ def query(name: str) -> Query:
     Raises:
         QueryError: naming those that there are.
     """
-    _check_known("named query", name, queries(), "there are")
+    check_known("named query", [name], queries(), "there are", QueryError)
     return queries()[name]
 
 
@@ -87,9 +86,9 @@ def values(store: str | Path | Store, name: str, sweep: str | None = None, metri
         raise QueryError(f"the query {name} has no metric to choose")
     found: dict[str, Any] = {"sweep": sweep, "metric": metric or wanted.get("metric")}
     if sweep is not None:
-        _check_known("sweep", sweep, (store if isinstance(store, Store) else Store(store)).sweeps(), "the store holds")
+        check_known("sweep", [sweep], as_store(store).sweeps(), "the store holds", QueryError)
     if metric is not None:
-        _check_known("metric", metric, _metrics(store, name), "there are")
+        check_known("metric", [metric], _metrics(store, name), "there are", QueryError)
     if "conditions" in wanted:
         found["conditions"] = varied(store, sweep)
     return {key: value for key, value in found.items() if key in wanted}
@@ -123,11 +122,3 @@ def _metrics(store: str | Path | Store, name: str) -> list[str]:
         return sorted(sql(store, "SELECT DISTINCT statistic FROM curves").column(0).to_pylist())
     described = sql(store, "DESCRIBE trials").to_pylist()
     return [row["column_name"] for row in described if row["column_type"] == "DOUBLE"]
-
-
-def _check_known(what: str, name: str, known: Iterable[str], holding: str) -> None:
-    known = list(known)
-    if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f": did you mean {near[0]}?" if near else ""
-        raise QueryError(f"no {what} {name}{hint} ({holding} {', '.join(known) or 'none'})")

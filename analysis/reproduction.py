@@ -98,7 +98,8 @@ def checked(
     if not len(trials):
         yield Checked(claim, {}, Result.UNDECIDED, Estimate(), "there are no such trials")
     elif claim.kind in NUMBERS:
-        yield _judged(claim, {}, trend(trials, claim.metric, claim.kind), f"slope in {claim.kind}, all else equal")
+        why = [f"slope in {claim.kind}, all else equal", *_left_out(trials, claim.metric)]
+        yield _judged(claim, {}, trend(trials, claim.metric, claim.kind), "; ".join(why))
     else:
         chosen = claim.value if claim.kind in MARGINS else margin or default_margin(claim.metric)
         verdicts = judge(trials, {claim.metric: chosen})
@@ -124,6 +125,24 @@ def trend(trials: pa.Table, metric: str, field: str) -> Estimate:
     slopes = within(y, floats(judged, field, rows), stratum, seed)
     mean = mean_estimate(slopes)
     return mean if np.isfinite(slopes).sum() >= LEAST_SEEDS else Estimate(mean.value)
+
+
+def _left_out(trials: pa.Table, metric: str) -> list[str]:
+    """What a trend does not rest on, each with its count."""
+    judged = Trials.of(trials).judged
+    finished = judged.filter(pc.equal(judged["status"], Status.FINISHED))
+    y = on_scale(floats(finished, metric, np.arange(len(finished))), scale_of(metric))
+    unmeasured = finished[metric].null_count
+    counts = {
+        **{f"{s} trials, left out": _count(judged, s) for s in (Status.DIVERGED, Status.FAILED)},
+        "values that are not usable, left out": int(np.isnan(y).sum()) - unmeasured,
+        "finished trials without the metric": unmeasured,
+    }
+    return [f"{what}: {count}" for what, count in counts.items() if count]
+
+
+def _count(trials: pa.Table, status: Status) -> int:
+    return int(pc.sum(pc.equal(trials["status"], status)).as_py() or 0)
 
 
 def _of_slope(claim: Claim, v: Verdict) -> Checked:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from analysis.contrasts import LEAST_SEEDS, Contrasts, contrasts
-from analysis.decision import ALPHA, Outcome, decide, judged_at
+from analysis.contrasts import LEAST_SEEDS, Contrasts, without_each_seed
+from analysis.decision import ALPHA, Outcome, decide_each, judged_at
 from analysis.grid import Grid
 from analysis.sample import Sample
 from analysis.scales import ROUNDING, BoolArray, FloatArray, IntArray
@@ -112,14 +112,7 @@ def _by_signs(compared: Contrasts, signs: _Signs, m: float, *, blocked: bool) ->
 
 
 def _without_one(grid: Grid, sample: Sample, m: float) -> dict[Outcome, int]:
-    seed = grid.point_seed[grid.point]
-    seeds = np.unique(seed)
-    if len(seeds) > MOST_SEEDS:
+    if grid.point_seed.max(initial=-1) >= MOST_SEEDS:
         return {}
-    return dict(Counter(_judged_without(grid, sample, seed == s, m) for s in seeds))
-
-
-def _judged_without(grid: Grid, sample: Sample, left_out: BoolArray, m: float) -> Outcome:
-    y = np.where(left_out, np.nan, sample.y)
-    diverged, spoiled = sample.diverged & ~left_out, sample.spoiled & ~left_out
-    return decide(contrasts(grid, y, sample.h, diverged, spoiled), m, bool(spoiled.any()))
+    compared, blocked = without_each_seed(grid, sample.y, sample.h, sample.diverged, sample.spoiled)
+    return dict(Counter(decide_each(compared, m, blocked)))

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from analysis.contrasts import LEAST_SEEDS, Contrasts, contrasts
 from analysis.controls import Trials
@@ -27,8 +28,8 @@ from analysis.decision import ALPHA, Outcome, decide, judged_at, seeds_needed
 from analysis.grid import Group, groups
 from analysis.noncentral import difference_power, equivalence_power
 from analysis.sample import Sample
-from analysis.scales import IntArray, half_width, scale_of
-from analysis.verdict import Verdict
+from analysis.scales import FloatArray, half_width, scale_of
+from analysis.verdict import Verdict, judge
 
 FUTILE = 0.1
 """Where the last look would decide with a smaller chance than this, no seeds are added; that makes no error larger."""
@@ -124,15 +125,18 @@ def judge_looks(trials: pa.Table, margins: Mapping[str, float | None], seeds: Se
         ValueError: unless the numbers grow, from at least 4.
     """
     judged, looks = Trials.of(trials).judged, planned_looks(seeds)
-    ordered = np.unique(judged["seed"].drop_null().to_numpy())
-    parts = [(group, list(_seen(judged, group, ordered, looks))) for group in groups(judged)]
+    first = [_First.of(judged, look) for look in looks]
+    parts = [(group, list(_seen(group, first))) for group in groups(judged)]
     return [
         _judge(seen, looks, group.fields, metric, margin) for metric, margin in margins.items() for group, seen in parts
     ]
 
 
 def at_looks(verdicts: Sequence[Verdict], trials: pa.Table, seeds: Sequence[int]) -> list[Verdict]:
-    """Verdicts as planned looks have them, in place of those of one look at 5%; effects are those of all seeds.
+    """Verdicts as planned looks have them, in place of those of one look at 5%.
+
+    What stands beside a verdict rests on the seeds that its look saw, at the levels of a single look; where none was
+    taken yet, on all seeds.
 
     Args:
         verdicts: of :func:`analysis.verdict.judge`.
@@ -141,11 +145,29 @@ def at_looks(verdicts: Sequence[Verdict], trials: pa.Table, seeds: Sequence[int]
     """
     looks = judge_looks(trials, {v.metric: v.margin for v in verdicts}, seeds)
     of = {(look.metric, *look.group.items()): look for look in looks}
-    found = [(v, of[v.metric, *v.group.items()]) for v in verdicts]
-    return [
-        dataclasses.replace(v, verdict=look.verdict, note="; ".join(filter(None, [look.taken, v.note])))
-        for v, look in found
-    ]
+    pairs = [(v, of[v.metric, *v.group.items()]) for v in verdicts]
+    at: dict[int, list[Verdict]] = {}
+    for n in {look.n_seeds for look in looks} - {0}:
+        at[n] = judge(_of_seeds(trials, n), {look.metric: look.margin for look in looks if look.n_seeds == n})
+    return [_at_look(v, look, at.get(look.n_seeds), len(_seeds(trials))) for v, look in pairs]
+
+
+def _at_look(v: Verdict, look: LookVerdict, at: Sequence[Verdict] | None, seeds: int) -> Verdict:
+    """The verdict of a look, with what its seeds say beside it."""
+    found, notes = v, [look.taken]
+    if at is not None:
+        found = next(each for each in at if each.metric == v.metric and each.group.items() <= v.group.items())
+        notes += [look.note, f"later seeds do not count: {seeds - look.n_seeds}" if seeds > look.n_seeds else ""]
+    else:
+        notes.append("what stands beside it is of all seeds so far")
+    undecided = look.verdict is Outcome.INCONCLUSIVE
+    return dataclasses.replace(
+        found,
+        group=v.group,
+        verdict=look.verdict,
+        seeds_needed=look.seeds_needed if undecided and at is not None else None,
+        note="; ".join(dict.fromkeys(part for note in (*notes, found.note) for part in note.split("; ") if part)),
+    )
 
 
 @dataclass(frozen=True)
@@ -163,16 +185,43 @@ class _Seen:
         return found, bool(sample.spoiled.any())
 
 
-def _seen(trials: pa.Table, group: Group, seeds: IntArray, looks: Sequence[Look]) -> Iterator[_Seen]:
+@dataclass(frozen=True)
+class _First:
+    """The trials of the first seeds, those that a look sees, and their groups; none where there are fewer seeds."""
+
+    look: Look
+    trials: pa.Table
+    groups: list[Group]
+
+    @classmethod
+    def of(cls, trials: pa.Table, look: Look) -> _First:
+        part = _of_seeds(trials, look.seeds)
+        return cls(look, part, groups(part) if len(_seeds(part)) == look.seeds else [])
+
+    def has(self, group: Group, fields: Mapping[str, Any]) -> bool:
+        """Whether a group has these values; further fields may vary where all seeds are."""
+        row = self.trials.select([*fields]).take(group.rows[:1]).to_pylist()
+        return row == [fields] if fields else bool(len(group.rows))
+
+
+def _seeds(trials: pa.Table) -> FloatArray:
+    """The seeds that there are, in ascending order."""
+    return np.unique(trials["seed"].drop_null().to_numpy())
+
+
+def _of_seeds(trials: pa.Table, n: int) -> pa.Table:
+    """The trials of the first n seeds."""
+    return trials.filter(pc.is_in(trials["seed"], pa.array(_seeds(trials)[:n], trials.schema.field("seed").type)))
+
+
+def _seen(group: Group, first: Sequence[_First]) -> Iterator[_Seen]:
     """The looks that can be taken of a group."""
-    seed, cells = trials["seed"].take(group.rows).to_numpy(), len(group.grid.lr)
-    for look in looks:
-        part = trials.take(group.rows[np.isin(seed, seeds[: look.seeds])])
-        found = groups(part)
-        ended = sum(len(g.grid.point_cell) for g in found) + group.failed
-        if len(found) != 1 or len(seeds) < look.seeds or ended < cells * look.seeds:
+    cells = len(group.grid.lr)
+    for each in first:
+        found = next((g for g in each.groups if each.has(g, group.fields)), None)
+        if found is None or len(found.grid.point_cell) + found.failed < cells * each.look.seeds:
             return
-        yield _Seen(look, part, found[0])
+        yield _Seen(each.look, each.trials, found)
 
 
 def _judge(

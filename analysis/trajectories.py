@@ -19,11 +19,12 @@ import pyarrow as pa
 
 from analysis.alignment import Curves
 from analysis.contrasts import LEAST_SEEDS, Contrasts, Estimate, contrasts
-from analysis.controls import Trials
+from analysis.controls import Trials, of_file
 from analysis.database import connect, fetch, quoted
 from analysis.decision import ALPHA, Outcome, furthest
 from analysis.grid import Grid, Group, groups
-from analysis.invariance import check_known, margins_of, stated
+from analysis.invariance import margins_of, stated
+from analysis.known import check_known
 from analysis.permutation import beyond_margin, line_tests
 from analysis.scales import BoolArray, FloatArray, Scale, half_width, scale_of
 from analysis.verdict import Cell, cell_of
@@ -138,9 +139,9 @@ def trajectory(
         >>> for verdict in trajectory("results", "digits", "train_loss"):  # doctest: +SKIP
         ...     print(verdict.text())
     """
-    points = Trials.of(_read(store, sweep, statistic)).judged
-    own = stated(store, sweep).get("margins") or {}
-    given = margins_of([statistic], [statistic], own, margin)[statistic]
+    read, content = _read(store, sweep, statistic), stated(store, sweep)
+    points = Trials.of(of_file(read, content)).judged
+    given = margins_of([statistic], [statistic], content.get("margins") or {}, margin)[statistic]
     return [_judge(points, group, statistic, given, axis) for group in groups(points) for axis in axes]
 
 

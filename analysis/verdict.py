@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.contrasts import LEAST_SEEDS, Contrasts, Estimate, contrasts, plain
-from analysis.controls import Controls, Floor, LineNoise, Trials
+from analysis.controls import Floor, GroupControls, LineNoise, Trials
 from analysis.decision import MOST_SEEDS, Outcome, decide, furthest, seeds_needed
 from analysis.frontier import Frontier, frontier
 from analysis.grid import Group, groups
@@ -111,7 +111,7 @@ def judge(trials: pa.Table, margins: Mapping[str, float | None]) -> list[Verdict
             hold their errors, and every scientific field that may vary.
         margins: metric -> margin, None where none is given.
     """
-    apart = Trials.of(trials)
+    apart = Trials.of(trials.combine_chunks())  # whose rows are taken time and again
     found = [(group, apart.controls_of(group)) for group in groups(apart.judged)]
     return [_judge(apart, group, own, metric, margin) for metric, margin in margins.items() for group, own in found]
 
@@ -121,7 +121,7 @@ def plural(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def _judge(apart: Trials, group: Group, own: Controls, metric: str, margin: float | None) -> Verdict:
+def _judge(apart: Trials, group: Group, own: GroupControls, metric: str, margin: float | None) -> Verdict:
     grid, sample, scale = group.grid, Sample.of(apart.judged, group, metric), scale_of(metric)
     m = half_width(margin, scale)
     compared = contrasts(grid, sample.y, sample.h, sample.diverged, sample.spoiled)

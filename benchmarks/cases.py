@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,11 +25,7 @@ from trainables.trial import Trial
 T = TypeVar("T")
 CPU = torch.device("cpu")
 EXAMPLES = 512
-NETS = {"mlp": "mlp", "cnn": "cases:cnn"}
-
-here = str(Path(__file__).parent)
-if here not in sys.path:
-    sys.path.insert(0, here)
+NETS = {"mlp": "mlp", "cnn": "benchmarks.cases:cnn"}
 
 
 def cnn(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -114,6 +109,6 @@ def prepare(threads: int) -> dict[str, object]:
 
 def save(name: str, figures: dict[str, object]) -> None:
     """Keeps the figures in benchmarks/results."""
-    results = Path(here) / "results"
+    results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     (results / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -20,18 +20,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+sys.path[0] = str(Path(__file__).parents[1])  # not this directory, whose `analysis` is a benchmark
+
 import numpy as np
 import torch
-from cases import Nets, nets, prepare, save, timed
-from rivals import RIVALS, TOP, Autograd, Pairs, PyHessian, Rival, products_of
 from torch import Tensor
 
+from benchmarks.cases import Nets, nets, prepare, save, timed
+from benchmarks.rivals import RIVALS, TOP, Autograd, Pairs, PyHessian, Rival, products_of
 from trainables.eigenpairs import Top, with_copies
 from trainables.lanczos import Wanted, lanczos
 from trainables.operators import chunk_and_group, hessian_of

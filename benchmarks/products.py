@@ -13,17 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
+sys.path[0] = str(Path(__file__).parents[1])  # not this directory, whose `analysis` is a benchmark
+
 import torch
-from cases import CPU, EXAMPLES, Nets, medians, nets, prepare, save
 from torch import Tensor
 from torch.func import functional_call, grad, jvp, linearize
 
+from benchmarks.cases import CPU, EXAMPLES, Nets, medians, nets, prepare, save
 from trainables.engine import Tensors
 from trainables.operators import hessian_of
 

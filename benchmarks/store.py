@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path[0] = str(Path(__file__).parents[1])  # not this directory, whose `analysis` is a benchmark
+
 import numpy as np
 import pyarrow as pa
 

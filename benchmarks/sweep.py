@@ -19,6 +19,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+sys.path[0] = str(Path(__file__).parents[1])  # not this directory, whose `analysis` is a benchmark
+
 RATIOS = [2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3]
 BATCH_SIZES = [8, 16, 32, 64, 128]
 NOISE = [0.0, 0.25]
@@ -45,7 +47,7 @@ measure: {{at: [], hessian: HESSIAN}}
 NOTHING = """
 name: nothing
 dataset: digits
-train: {call: "sweep:nothing"}
+train: {call: "benchmarks.sweep:nothing"}
 grid:
   lr: [0.1]
   batch_size: [8]
@@ -78,8 +80,9 @@ def plain(trials: list[dict[str, Any]], hessian: dict[str, int] | None, grid_siz
     """Seconds that plain Tune takes for a grid of this size, from a sample of its trials."""
     began = time.perf_counter()
     import ray
-    from plain import trial
     from ray import tune
+
+    from benchmarks.plain import trial
 
     cores = len(os.sched_getaffinity(0))
     ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -132,8 +135,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/results")
     options = parser.parse_args()
     here = Path(__file__).parent
-    sys.path.insert(0, str(here))
-    os.environ["PYTHONPATH"] = str(here)
+    os.environ["PYTHONPATH"] = sys.path[0]
     figures: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
     for name, hessian in MEASURES.items():
         figures[name] = compare(hessian, options.sample)

@@ -10,14 +10,18 @@ products alone take.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+sys.path[0] = str(Path(__file__).parents[1])  # not this directory, whose `analysis` is a benchmark
+
 import torch
-from cases import medians, prepare, save
 from torch import Tensor, nn
 
+from benchmarks.cases import medians, prepare, save
 from orchestrator.sizes import size
 from trainables.datasets import load_dataset
 from trainables.engines import ENGINES, build

@@ -98,7 +98,9 @@ def invariance(
         bool, typer.Option("--rules", help="Instead: which rule for lr and batch size fits best.")
     ] = False,
     predictors: Annotated[bool, typer.Option("--predictors", help="Instead: what tells where it breaks.")] = False,
-    divergence: Annotated[bool, typer.Option("--divergence", help="Instead: at which lr half diverge.")] = False,
+    divergence: Annotated[
+        bool, typer.Option("--divergence", help="Instead: at which lr half diverge, and what the others say.")
+    ] = False,
     store: StoreOption = STORE,
     format: FormatOption = Format.TABLE,  # noqa: A002
 ) -> None:
@@ -110,15 +112,14 @@ def invariance(
     if sum([trajectory is not None, rules, predictors, divergence]) > 1:
         raise ValueError("--trajectory, --rules, --predictors and --divergence are questions of their own: ask one")
     if trajectory is not None:
-        number = given.get(trajectory) if isinstance(given, dict) else given
-        _show_trajectory(store, sweep, trajectory, number, format)
+        _show_trajectory(store, sweep, trajectory, _margin_of_curve(trajectory, metric, given), format)
     elif rules or predictors or divergence:
         from analysis import beside
 
         for chosen, found, text in (
             (rules, lambda: beside.rules(store, sweep, metric, given), beside.rules_text),
             (predictors, lambda: beside.predictors(store, sweep, metric, given), beside.predictors_text),
-            (divergence, lambda: beside.divergences(store, sweep), beside.divergences_text),
+            (divergence, lambda: beside.divergences(store, sweep, metric, given), beside.divergences_text),
         ):
             if chosen:
                 _show(found(), text, format)
@@ -154,6 +155,14 @@ def _show_verdicts(
         show(verdict_text(store, sweep, verdicts, width=width(), in_full=bool(metric)))
     else:
         print_rows([v.as_row() for v in verdicts], format)
+
+
+def _margin_of_curve(statistic: str, metric: list[str] | None, given: dict[str, float] | float | None) -> float | None:
+    """The margin of the one curve that ``--trajectory`` names; options about other metrics are refused."""
+    others = [*(metric or ()), *(given if isinstance(given, dict) else ())]
+    if strange := [name for name in others if name != statistic]:
+        raise ValueError(f"{strange[0]}: --trajectory {statistic} is about that curve alone; ask for each by itself")
+    return given.get(statistic) if isinstance(given, dict) else given
 
 
 def _show_trajectory(store: str, sweep: str, statistic: str, margin: float | None, format: Format) -> None:  # noqa: A002

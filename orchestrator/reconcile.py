@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestrator.controls import Controls
 from orchestrator.grid import expand
 from orchestrator.packs import SHARED, form_packs
 from orchestrator.reuse import DONE, REUSED, Reuse, find_reusable
-from orchestrator.sweepfile import SweepFile
+from orchestrator.sweepfile import SweepFile, load
 from trainables.schema import PLAN
 from trainables.store import Listing, Store, SweepStore
 
@@ -40,6 +41,8 @@ class Reconciliation:
         failed: trial_ids of those that have failed as often as they may.
         placed: trials that the plan lacks or has in another pack: row (of the grid), slot, pack_id.
         given_up: packs that trials leave for another one and that were never committed, to be closed before.
+        dropped: trial_ids of controls that the sweep file no longer asks for and that were never run: they leave the
+            plan. Those that were run stay in it.
     """
 
     files: SweepStore
@@ -51,6 +54,7 @@ class Reconciliation:
     failed: list[str]
     placed: pa.Table
     given_up: list[str]
+    dropped: list[str]
 
     @property
     def done(self) -> int:
@@ -73,7 +77,8 @@ class Reconciliation:
         earlier = self.files.read_plan()
         if earlier is None:
             return planned
-        stay = pc.invert(pc.is_in(earlier["trial_id"], planned["trial_id"]))
+        leave = pa.concat_arrays([*planned["trial_id"].chunks, pa.array(self.dropped, pa.string())])
+        stay = pc.invert(pc.is_in(earlier["trial_id"], leave))
         return pa.concat_tables([earlier.filter(stay), planned])
 
 
@@ -89,7 +94,7 @@ def reconcile(
 
     Trials that are planned stay in their packs. New points of the grid form new packs. A trial that is recorded as
     failed gets a new pack, alone, whatever the cause. It is failed for good once it was tried ``1 + retries`` times,
-    until a new launch tries it again.
+    until a new launch tries it again. Controls follow the grid: one that is no longer asked for is not run.
 
     Args:
         sweep: the sweep file.
@@ -112,6 +117,7 @@ def reconcile(
             connection.register(table, stored)
         connection.register("packs_there", pa.table({"pack_id": pa.array(listing.packs(), pa.string())}))
         connection.execute(_CLOSED)
+        _find_former_controls(connection, files)
         _refuse_changed(connection, sweep, files)
         tries = {"tries": 1 + sweep.retries}
         connection.execute(_STANDING, {**tries, "retry_failed": retry_failed})
@@ -123,9 +129,11 @@ def reconcile(
         form_packs(connection, sweep, settle_engines=settle_engines)
         overview, placed = (connection.sql(query).to_arrow_table() for query in (_OVERVIEW, _PLACED))
         ended = dict(connection.sql(_ENDED).fetchall())
-        failed, given_up = ([each for (each,) in connection.sql(query).fetchall()] for query in (_FAILED, _GIVEN_UP))
+        failed, given_up, dropped = (
+            [each for (each,) in connection.sql(query).fetchall()] for query in (_FAILED, _GIVEN_UP, _DROPPED)
+        )
     packs = _first(overview.filter(overview["to_run"]).drop_columns(["done", "failed", "to_run"]), limit)
-    return Reconciliation(files, grid, packs, overview, reuse, ended, failed, placed, given_up)
+    return Reconciliation(files, grid, packs, overview, reuse, ended, failed, placed, given_up, dropped)
 
 
 def _stored(
@@ -152,6 +160,27 @@ def _first(packs: pa.Table, limit: int | None) -> pa.Table:
 def _copies(reuse: list[Reuse]) -> pa.Table:
     rows = [{"pack_id": r.pack_id, "trial_id": t, "round": r.round} for r in reuse for t in r.trial_ids]
     return pa.Table.from_pylist(rows, pa.schema([PLAN.field(name) for name in ("pack_id", "trial_id", "round")]))
+
+
+def _find_former_controls(connection: duckdb.DuckDBPyConnection, files: SweepStore) -> None:
+    """Makes the table ``former``: planned controls that the sweep file no longer asks for, as its grid has grown.
+
+    A grid only grows, so what is planned and was not swept by the sweep file before this one was never swept.
+    """
+    connection.execute(_GONE)
+    ((gone,),) = connection.sql("SELECT count(*) FROM gone").fetchall()
+    connection.register("swept", _swept(files) if gone else _NOTHING)
+    connection.execute(_FORMER)
+
+
+def _swept(files: SweepStore) -> pa.Table:
+    """The trials of the grid that was launched last, without controls; none where that cannot be told."""
+    suffix, text = files.sweep_file() or ("", "")
+    try:
+        before = load(files.storage.where(f"sweep{suffix}"), text=text)
+    except ValueError:  # it names a plug-in that is gone, say
+        return _NOTHING
+    return expand(before.model_copy(update={"controls": Controls()})).select(["trial_id"])
 
 
 def _refuse_changed(connection: duckdb.DuckDBPyConnection, sweep: SweepFile, files: SweepStore) -> None:
@@ -193,13 +222,26 @@ _STORED = {
     ),
 }
 
+_NOTHING = pa.table({"trial_id": pa.array([], pa.string())})
+
+_GONE = "CREATE TABLE gone AS SELECT trial_id, pack_id FROM plan ANTI JOIN grid USING (trial_id)"
+
+# All that was swept is planned; where it is not, identities have changed, and nothing can be told.
+_FORMER = """
+    CREATE TABLE former AS
+    FROM gone ANTI JOIN swept USING (trial_id)
+    WHERE EXISTS (FROM swept) AND NOT EXISTS (FROM swept ANTI JOIN plan USING (trial_id))"""
+
 _CHANGED = """
-    SELECT count(*), count(*) FILTER (row IS NULL), count(*) FILTER (differs)
-    FROM plan LEFT JOIN grid USING (trial_id)"""
+    SELECT count(*), (SELECT count(*) FROM gone ANTI JOIN former USING (trial_id)), count(*) FILTER (differs)
+    FROM plan"""
+
+_DROPPED = "SELECT trial_id FROM former ANTI JOIN (FROM trials WHERE done) USING (trial_id) ORDER BY ALL"
 
 _CLOSED = "CREATE TABLE closed AS SELECT pack_id FROM packs_there ANTI JOIN trials USING (pack_id)"
 
 # A pack is open when it is still to run as planned: not committed, and not all of its trials failed. Copies never are.
+# One that has shrunk, by controls that are dropped, is replaced as well: its checkpoints are those of all its trials.
 _STANDING = f"""
     CREATE TABLE standing AS
     WITH done AS (
@@ -211,10 +253,12 @@ _STANDING = f"""
         WHERE NOT starts_with(plan.pack_id, '{REUSED}')
             AND plan.pack_id NOT IN (FROM packs_there)
         GROUP BY plan.pack_id
-        HAVING count(done.trial_id) = 0 AND NOT bool_and(coalesce(list_contains(pack_ids, plan.pack_id), false)))
+        HAVING count(done.trial_id) = 0 AND NOT bool_and(coalesce(list_contains(pack_ids, plan.pack_id), false))),
+    shrunk AS (SELECT pack_id FROM former SEMI JOIN open USING (pack_id))
     SELECT row, coalesce(plan.pack_id, done.pack_id) AS pack_id, slot, round, status,
         CASE WHEN done.trial_id IS NOT NULL THEN 'done'
             WHEN plan.trial_id IS NULL OR starts_with(plan.pack_id, '{REUSED}') THEN 'new'
+            WHEN plan.pack_id IN (FROM shrunk) THEN 'new'
             WHEN plan.pack_id IN (FROM open) THEN 'pending'
             WHEN $retry_failed OR (round + 1) % $tries <> 0 THEN 'retry'
             ELSE 'failed' END AS state
@@ -263,7 +307,10 @@ _ENDED = "SELECT status, count(*) FROM standing WHERE state = 'done' GROUP BY st
 
 _GIVEN_UP = """
     SELECT DISTINCT standing.pack_id FROM standing JOIN (FROM placed UNION ALL BY NAME FROM copied) AS moved USING (row)
-    WHERE standing.pack_id <> moved.pack_id AND standing.pack_id NOT IN (FROM packs_there) ORDER BY ALL"""
+    WHERE standing.pack_id <> moved.pack_id AND standing.pack_id NOT IN (FROM packs_there)
+    UNION
+    SELECT pack_id FROM former ANTI JOIN (FROM trials WHERE done) USING (trial_id)
+    WHERE pack_id NOT IN (FROM packs_there) ORDER BY ALL"""
 
 _FAILED = """
     SELECT trial_id FROM standing ANTI JOIN copied USING (row) JOIN grid USING (row)

@@ -13,7 +13,9 @@ from ruamel.yaml import YAML
 from analysis import beside
 from analysis.claims import claims_of
 from analysis.invariance import read_trials
-from analysis.predictors import PEAK
+from analysis.predictors import LAST, PEAK
+from trainables.schema import CURVES, TRIALS
+from trainables.store import table
 
 DOC = (Path(__file__).parents[2] / "docs" / "invariance.md").read_text()
 
@@ -60,10 +62,37 @@ def test_predictors_in_rows_and_words(store):
 def test_divergence_in_rows_and_words(store):
     held, rows = store
     (found,) = beside.divergences(held, "digits")
-    assert found.n_diverged == sum(row["status"] == "diverged" for row in rows)
+    lost = sum(row["status"] == "diverged" for row in rows)
+    assert (found.model.n_diverged, found.model.n_trials) == (lost, len(rows))
     text = beside.divergences_text([found])
-    assert text.startswith(f"{found.n_diverged} of {len(rows)} trials diverged\n  batch size 8: half diverge at lr ")
+    assert text.startswith(f"{lost} of {len(rows)} trials diverged\n  batch size 8: half diverge at lr ")
     assert "that is lr ∝ batch size^" in text
+
+
+def test_divergence_comes_with_the_verdicts_given_survival(store):
+    held, rows = store
+    (found,) = beside.divergences(held, "digits", ["lambda_max", "test_loss"], {"lambda_max": 0.5})
+    lost = sum(row["status"] == "diverged" for row in rows)
+    first, second = found.given_survival
+    assert [(v.metric, v.margin, v.n_trials) for v in (first, second)] == [
+        ("lambda_max", 0.5, len(rows) - lost),
+        ("test_loss", 0.1, len(rows) - lost),
+    ]
+    assert first.note.startswith(f"given survival: {lost} diverged trials left out")
+    row = found.as_row()
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert [v["metric"] for v in row["given_survival"]] == ["lambda_max", "test_loss"]
+    _, verdicts = beside.divergences_text([found]).split(f"\n  given survival, {lost} left out and one look at 5%:\n")
+    assert verdicts.startswith(f"    lambda_max  {first.verdict.upper()}")
+    (calm,) = beside.divergences(held, "digits", ["lambda_max"], 0.1)
+    assert calm.given_survival[0].verdict == "different"
+
+
+def test_nothing_survives_where_nothing_diverges(build):
+    build.commit("p", *(build.measured(str(seed), seed=seed) for seed in range(3)))
+    (found,) = beside.divergences(build.store.url, "digits")
+    assert (found.given_survival, found.as_row()["given_survival"]) == ((), [])
+    assert "given survival" not in beside.divergences_text([found])
 
 
 def test_nothing_to_say_is_said(build):
@@ -81,6 +110,21 @@ def test_the_peak_over_training_comes_from_curves(store):
     trials = read_trials(held, "digits", ["lambda_max"], ["steps", PEAK, "no_such_column"])
     assert {"steps", PEAK} <= {*trials.column_names}
     assert trials.num_rows == len(store[1])
+
+
+def test_curves_before_divergence_count(build):
+    """The highest lambda_max and the last noise_scale of a trial, as far as they are numbers."""
+    row = build.measured("t", status="diverged", lambda_max=None, pack_id="p", attempt="a")
+    keys = {k: row[k] for k in ("sweep", "trial_id", "pack_id", "attempt")}
+    values = {"lambda_max": [5.0, 9.0, 7.0, math.nan], "noise_scale": [1.0, 2.0, 3.0, math.inf]}
+    points = [
+        keys | {"step": k, "epoch": float(k), "statistic": name, "value": value}
+        for name, course in values.items()
+        for k, value in enumerate(course)
+    ]
+    assert build.sweep().commit("p", "a", table([row], TRIALS), {"curves": table(points, CURVES)})
+    (found,) = read_trials(build.store.url, "digits", ["lambda_max"], [PEAK]).to_pylist()
+    assert (found[PEAK], found[LAST], found["lambda_max"]) == (9.0, 3.0, None)
 
 
 def test_the_claims_of_the_page_are_right():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.weightstats import ttost_paired
 
-from analysis.contrasts import Contrasts, contrasts
+from analysis.contrasts import Contrasts, contrasts, without_each_seed
 from analysis.grid import Grid
 
 
@@ -126,3 +126,35 @@ def test_a_cell_that_always_diverges_is_broken_unless_its_reference_does_too():
 
 def test_no_trials_no_contrasts():
     assert len(compare([], [], [], [])) == 0
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.floats(0.3, 1.0), st.sampled_from([0.0, 0.2]), st.booleans())
+def test_without_each_seed_is_a_grid_that_never_had_it(number: int, kept: float, lost: float, outlier: bool) -> None:
+    """Cells may lack seeds, share none with their reference, hold a seed twice or only diverged trials."""
+    rng = np.random.default_rng(number)
+    ratio, size, seed = (a.ravel() for a in np.meshgrid([0.1, 0.2], [8.0, 16.0, 32.0], np.arange(7), indexing="ij"))
+    chosen = rng.choice(len(ratio), int(kept * len(ratio)), replace=False)
+    chosen = np.concatenate([chosen, chosen[:3]])
+    lr, size, seed = (ratio * size)[chosen], size[chosen], seed[chosen].astype(np.int64)
+    y, h = rng.normal(size=len(chosen)), np.full(len(chosen), 1e-3)
+    y[0] += 1e9 * outlier
+    diverged = rng.random(len(chosen)) < lost
+    y[diverged] = np.nan
+    whole = Grid.of(lr, size, seed)
+    found, blocked = without_each_seed(whole, y, h, diverged, diverged)
+    for place, left_out in enumerate(np.unique(seed)):
+        own = seed != left_out
+        alone = contrasts(Grid.of(lr[own], size[own], seed[own]), y[own], h[own], diverged[own], diverged[own])
+        assert blocked[place] == diverged[own].any()
+        for k in range(len(alone)):
+            sizes = found.batch_size == alone.batch_size[k], found.reference_batch_size == alone.reference_batch_size[k]
+            same = (found.lr == alone.lr[k]) & sizes[0] & sizes[1]
+            if not same.any():  # its reference had no other seed
+                continue
+            (j,) = np.flatnonzero(same)
+            for name in ("n", "estimate", "sd", "df", "unpaired", "spoiled", "extinct", "constant"):
+                got, wanted = getattr(found, name)[place, j], getattr(alone, name)[k]
+                if name in {"sd", "df"} and alone.n[k] < 2:
+                    continue
+                assert got == pytest.approx(wanted, rel=1e-6, abs=1e-9, nan_ok=True), name

@@ -8,6 +8,7 @@ import pytest
 from planted import BATCH_SIZES, RATIOS, bent, grid
 from scipy import stats
 
+from analysis import controls
 from analysis.verdict import judge
 from trainables.trial import AGAIN
 
@@ -65,6 +66,33 @@ def test_a_control_of_one_seed_elsewhere_is_not_a_sweep():
     control = descent(lambda ratio: 0.2).to_pylist()
     moved = [r | {"lr": r["lr"] * 4, "batch_size": 32} if r["seed"] == 3 else r for r in control]
     assert len(only(sgd(), pa.Table.from_pylist(moved)).noise) == 5
+
+
+def of_file(trials, **content):
+    return controls.of_file(trials, {"name": "digits", **content})
+
+
+def test_controls_that_moved_with_a_grid_that_grew_are_not_a_sweep():
+    """Those of an earlier smallest batch size are there as well; the sweep file says that none were swept."""
+    old = grid(lambda lr, b: bent(lr, b) + 5, rng=5, batch_sizes=(32,), sampler="full")
+    new = descent(lambda ratio: 0.5)
+    both = pa.concat_tables([sgd(), new, old])
+    (verdict,) = judge(of_file(both), {"lambda_max": 0.1})
+    assert (verdict.group, verdict.n_trials) == ({}, 200)
+    assert verdict.noise == only(sgd(), new).noise
+    for content in ({"grid": {"sampler": ["stream", "full"]}}, {"train": {"sampler": "full"}}):
+        assert len(judge(of_file(both, **content), {"lambda_max": 0.1})) == 2
+    assert len(judge(controls.of_file(both, {}), {"lambda_max": 0.1})) == 2, "imported: by the trials themselves"
+
+
+def test_new_controls_count_once_they_have_as_many_seeds():
+    old = grid(lambda lr, b: bent(lr, b) - 0.5, rng=5, batch_sizes=(32,), sampler="full")
+    new = descent(lambda ratio: -0.5)
+    part = new.filter(np.asarray(new["seed"]) < 7)
+    for added, nu in ((part, 0.5), (new, -0.5)):
+        (verdict,) = judge(of_file(pa.concat_tables([sgd(), added, old])), {"lambda_max": 0.1})
+        assert [line.n for line in verdict.noise] == [8] * 5
+        assert all(line.nu.value == pytest.approx(nu, abs=0.2) for line in verdict.noise)
 
 
 def test_nu_is_the_paired_difference_with_its_t_interval():

@@ -123,4 +123,13 @@ def test_given_survival_the_rest_is_judged_as_usual():
     (verdict,) = given_survival(table(rows), {"lambda_max": 0.1})
     assert verdict.verdict == "equivalent"
     assert verdict.n_trials == 197
-    assert verdict.note.startswith("given survival: 3 diverged trials of the sweep left out")
+    assert verdict.note.startswith("given survival: 3 diverged trials left out")
+
+
+def test_given_survival_only_where_some_diverged_and_some_did_not():
+    rows = [row for noise in (0.0, 0.25, 0.5) for row in grid(bent, seeds=4, label_noise=noise, rng=1).to_pylist()]
+    for row in (*rows[100:200], rows[-1]):
+        row |= {"status": "diverged", "lambda_max": None}
+    (verdict,) = given_survival(table(rows), {"lambda_max": 0.1})
+    assert (verdict.group, verdict.n_trials) == ({"label_noise": 0.5}, 99)
+    assert verdict.note.startswith("given survival: 1 diverged trial left out")

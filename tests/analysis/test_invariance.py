@@ -5,6 +5,7 @@ import pytest
 from planted import bent, grid
 from test_verdict import broken, spoil
 
+import analysis.invariance
 from analysis.database import connect
 from analysis.invariance import invariance, metric_columns, read_trials
 from analysis.report import verdict_text
@@ -70,6 +71,17 @@ def test_secondary_statistics_are_judged_when_named_or_given_a_margin(tmp_path):
     assert judged(SECONDARY) == SECONDARY
     stored(tmp_path, trials, "stated", "margins: {residual_cosine: 0.1, lambda_max: 0.2}\n")
     assert judged(sweep="stated") == ["lambda_max", "residual_cosine"]
+
+
+@pytest.mark.parametrize("metrics", [None, ["lambda_max"]])
+def test_the_sweep_file_is_read_once(tmp_path, monkeypatch, metrics):
+    stored(tmp_path, grid(bent, seeds=4), sweep_file="margins: {lambda_max: 0.2}\nlooks: [4, 8]\n")
+    read, once = [], analysis.invariance.stated
+    monkeypatch.setattr(analysis.invariance, "stated", lambda *of: read.append(of) or once(*of))
+    verdicts = invariance(tmp_path, "digits", metrics)
+    assert verdicts[0].margin == 0.2
+    assert "lambda_max" in verdict_text(tmp_path, "digits", verdicts, in_full=True)
+    assert len(read) == 1
 
 
 def test_an_error_is_never_a_metric(tmp_path):

@@ -121,11 +121,61 @@ def test_cells_that_always_diverge_are_broken():
     assert found.n_broken == 3
 
 
-def test_cells_without_a_predictor_are_left_out_of_all_and_counted():
+def by_name(found):
+    return {p.predictor: p for p in found.predictions}
+
+
+def test_predictors_are_compared_on_the_cells_that_have_all_and_what_each_lacks_is_counted():
     trials = spoiled(measured(breaking(BEYOND["lr"]), **COLUMNS), lambda row: row["lr"] > 0.5, lambda_max=None)
     found = only(trials)
-    assert found.n_cells == 19
-    assert "cells of fewer than 4 seeds or with an unknown predictor, left out: 1" in found.note
+    assert (found.n_cells, found.n_compared) == (20, 19)
+    assert {name: p.n_unknown for name, p in by_name(found).items()} == {
+        "lr": 0,
+        "batch_size": 0,
+        "stability": 1,
+        "noise_ratio": 0,
+    }
+    assert found.note == "unknown in some cells: stability (1); compared on the 19 cells that have all"
+    assert found.best == "lr"
+
+
+def test_cells_in_which_all_diverged_count_where_a_predictor_is_known():
+    """They are the most broken of all; what was not measured in them is unknown, lr and batch size are not."""
+    gone = {"status": "diverged", "test_loss": None, "lambda_max": None, "noise_scale": None}
+    sound = measured(breaking(lambda lr, b: lr / 0.05), **COLUMNS)
+    found = only(spoiled(sound, lambda row: row["lr"] > 0.2, **gone))
+    assert (found.n_cells, found.n_broken, found.n_compared) == (20, 10, 17)
+    named = by_name(found)
+    assert {name: p.n_unknown for name, p in named.items()} == {
+        "lr": 0,
+        "batch_size": 0,
+        "stability": 3,
+        "noise_ratio": 3,
+    }
+    whole = by_name(only(sound))
+    assert named["lr"].auc.value == whole["lr"].auc.value == 1.0
+    assert named["batch_size"].auc.value == whole["batch_size"].auc.value != named["stability"].auc.value
+    assert sum(p.probability for p in found.predictions) == pytest.approx(1)
+
+
+def test_a_predictor_that_no_broken_cell_has_is_not_compared():
+    gone = {"status": "diverged", "test_loss": None, "noise_scale": None}
+    found = only(spoiled(measured(breaking(lambda lr, b: 0.5), **COLUMNS), lambda row: row["lr"] > 0.1, **gone))
+    assert (found.n_cells, found.n_broken, found.n_compared, found.best) == (20, 6, 20, "lr")
+    row = next(p for p in found.as_row()["predictions"] if p["predictor"] == "noise_ratio")
+    assert (row["n_unknown"], row["probability"], row["auc"]) == (6, None, None)
+    assert by_name(found)["stability"].n_unknown == 0
+    assert found.note.startswith("unknown in some cells: noise_ratio (6); compared on the 20 cells that have all but")
+    json.dumps(found.as_row(), allow_nan=False)
+
+
+def test_of_diverged_trials_the_last_noise_scale_before_counts():
+    gone = {"status": "diverged", "test_loss": None, "noise_scale": None}
+    trials = measured(breaking(BEYOND["noise_ratio"]), noise_scale_last=noise_scale, **COLUMNS)
+    found = only(spoiled(trials, lambda row: BEYOND["noise_ratio"](row["lr"], row["batch_size"]) > 2, **gone))
+    assert (found.best, found.note) == ("noise_ratio", "")
+    late = spoiled(trials, lambda row: True, noise_scale=None)  # what finished without one lacks it all the same
+    assert "noise_ratio" not in by_name(only(late))
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,18 @@ def test_collapse(store):
     assert found[0]["standard_error"] == pytest.approx(1 / math.sqrt(3))
 
 
+def test_heat_has_a_scale_of_its_own_for_each_group(build):
+    values = [
+        (noise, lr, size * 10**noise) for noise in (0.0, 3.0) for lr, size in ((0.1, 1.0), (0.2, 3.0), (0.4, 5.0))
+    ]
+    build.commit(
+        "p", *(build.measured(str(k), label_noise=n, lr=lr, lambda_max=v) for k, (n, lr, v) in enumerate(values))
+    )
+    found = rows(build.store, "heat", "digits", "lambda_max")
+    assert [r["mean"] for r in found] == [v for _, _, v in values]
+    assert [len(r["bar"].strip()) for r in found] == [0, 12, 24] * 2
+
+
 def test_frontier_shows_the_largest_change_of_each_learning_rate(store):
     found = {(r["label_noise"], round(r["lr"], 6)): r for r in rows(store, "frontier", "digits")}
     assert found[0.0, 0.064]["change"] == pytest.approx(0.1)
@@ -131,10 +143,16 @@ def test_what_is_set_in_some_trials_only_is_a_condition(build):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("colapse",), r"no named query colapse: did you mean collapse\? \(there are collapse, divergence, "),
-        (("collapse", "digit"), r"no sweep digit: did you mean digits\? \(the store holds digits, second\)"),
-        (("collapse", None, "lambdamax"), r"no metric lambdamax: did you mean lambda_max\? \(there are lr, ratio"),
-        (("training", None, "tst_loss"), r"no metric tst_loss: did you mean test_loss\? \(there are test_loss\)"),
+        (("colapse",), r"unknown named query 'colapse': did you mean 'collapse'\? \(there are collapse, divergence, "),
+        (("collapse", "digit"), r"unknown sweep 'digit': did you mean 'digits'\? \(the store holds digits, second\)"),
+        (
+            ("collapse", None, "lambdamax"),
+            r"unknown metric 'lambdamax': did you mean 'lambda_max'\? \(there are lr, ratio",
+        ),
+        (
+            ("training", None, "tst_loss"),
+            r"unknown metric 'tst_loss': did you mean 'test_loss'\? \(there are test_loss\)",
+        ),
         (("packs", None, "lambda_max"), "the query packs has no metric to choose"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 import pytest
-from planted import bent, grid
+from planted import bent, grid, table
 from test_verdict import broken
 
 from analysis.claims import KINDS, Claim, claims_of
@@ -59,6 +59,24 @@ def test_a_trend_is_the_slope_at_equal_values_of_all_else():
     assert results(pa.concat_tables([low, *both]), label_noise="increasing") == [REPRODUCED]
     assert results(pa.concat_tables([low, *both]), label_noise="decreasing") == [CONTRADICTED]
     assert results(grid(bent, label_noise=0.0), label_noise="decreasing") == [UNDECIDED]
+
+
+def test_what_a_trend_leaves_out_is_counted():
+    rows = [row for p in (0.0, 0.25) for row in grid(lambda lr, b, p=p: bent(lr, b) + 2 * p, label_noise=p).to_pylist()]
+    lost = {"diverged": 7, "failed": 3}
+    for status, n in lost.items():
+        for row in [r for r in rows if r["status"] == "finished"][:n]:
+            row |= {"status": status, "lambda_max": None}
+    rows[-1]["lambda_max"], rows[-2]["lambda_max"], rows[-3]["lambda_max"] = None, -1.0, float("inf")
+    (claim,) = claims_of({"metric": "lambda_max", "label_noise": "increasing"})
+    (found,) = checked(claim, table(rows))
+    assert found.result is REPRODUCED
+    assert found.why == (
+        "slope in label_noise, all else equal; diverged trials, left out: 7; failed trials, left out: 3; "
+        "values that are not usable, left out: 2; finished trials without the metric: 1"
+    )
+    (whole,) = checked(claim, table([r for r in rows if r["status"] == "finished"][:-3]))
+    assert whole.why == "slope in label_noise, all else equal"
 
 
 def test_rows_are_plain():

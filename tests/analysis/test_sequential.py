@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from planted import bent, cells, grid, made
+from planted import bent, cells, grid, made, table
 from scipy import stats
 from test_verdict import broken, spoil
 
@@ -107,6 +107,8 @@ def test_a_single_contrast_at_the_margin_and_why_the_error_has_to_be_shared():
     equivalent, different = single(M, repetitions, levels)
     assert 0.03 * repetitions < equivalent <= most(repetitions)
     assert 0.015 * repetitions < different <= most(repetitions, ALPHA / 2)
+    seen_before, _ = single(M, repetitions, [ALPHA, *levels[1:]])
+    assert seen_before == pytest.approx(0.071 * repetitions, rel=0.03)  # planned once a verdict at 5% was seen
     naive, _ = single(M, repetitions, [ALPHA] * 3)
     assert naive > 0.08 * repetitions  # what looking at 5% each time would do
 
@@ -138,7 +140,62 @@ def test_verdicts_as_the_looks_have_them():
     assert looked.note == "look 1 of 3, 8 seeds, error spent 0.0125 of 0.05"
     assert looked.effect == alone.effect
     (early,) = at_looks([alone], trials, [12, 24])
-    assert (early.verdict, early.note) == ("inconclusive", "no look yet, the first is at 12 seeds")
+    assert early.verdict == "inconclusive"
+    assert early.note == "no look yet, the first is at 12 seeds; what stands beside it is of all seeds so far"
+
+
+def test_what_stands_beside_a_verdict_is_of_the_seeds_of_its_look():
+    """Invariant in the first 8 seeds, broken in the later ones: the row does not contradict itself."""
+    calm = grid(bent, seeds=8, sd=0.01, rng=1).to_pylist()
+    wild = [{**row, "seed": row["seed"] + 8} for row in grid(broken, seeds=24, sd=0.01, rng=2).to_pylist()]
+    wild[0] |= {"status": "failed", "lambda_max": None}
+    for trials in (calm + wild, wild + calm):
+        trials = table(trials)
+        (looked,) = at_looks(judge(trials, {"lambda_max": 0.1}), trials, LOOKS)
+        (alone,) = judge(table(calm), {"lambda_max": 0.1})
+        assert looked.verdict == alone.verdict == "equivalent"
+        assert looked.as_row() | {"note": ""} == alone.as_row() | {"note": ""}
+        assert looked.seeds_needed is None
+        assert looked.note.split("; ") == [
+            "look 1 of 3, 8 seeds, error spent 0.0125 of 0.05",
+            "later seeds do not count: 24",
+        ]
+
+
+def test_seeds_needed_are_those_of_the_look():
+    trials = grid(bent, seeds=12, sd=0.09, rng=4)
+    (looked,) = at_looks(judge(trials, {"lambda_max": 0.1}), trials, LOOKS)
+    (first,) = judge_looks(trials, {"lambda_max": 0.1}, LOOKS)
+    assert (looked.verdict, looked.n_seeds, looked.seeds_needed) == ("inconclusive", 8, first.seeds_needed)
+    assert first.seeds_needed != judge(trials, {"lambda_max": 0.1})[0].seeds_needed
+
+
+def test_each_group_stands_at_its_own_look():
+    """Where one group alone has later seeds, and one alone has the first ones, rows are not mixed up."""
+    steady = grid(bent, seeds=8, sd=0.01, label_noise=0.0, momentum=0.0)
+    noisy = grid(bent, seeds=16, sd=0.12, label_noise=0.25, momentum=0.9)
+    late = table([{**r, "seed": r["seed"] + 40, "label_noise": 0.5, "momentum": 0.9} for r in steady.to_pylist()])
+    trials = pa.concat_tables([steady, noisy, late])
+    found = at_looks(judge(trials, {"lambda_max": 0.1}), trials, LOOKS)
+    assert [(v.group["label_noise"], v.n_seeds, v.n_trials) for v in found] == [
+        (0.0, 8, 200),
+        (0.25, 16, 400),
+        (0.5, 8, 200),
+    ]
+    assert [v.note.partition(",")[0] for v in found] == ["look 1 of 3", "look 2 of 3", "no look yet"]
+
+
+def test_failed_trials_of_later_seeds_do_not_stand_in_for_missing_ones():
+    trials = grid(bent, seeds=12, sd=0.09).to_pylist()
+    missing = [row for row in trials if row["seed"] != 3 or row["lr"] > 0.1]
+    for row in missing:
+        if row["seed"] >= 8:
+            row |= {"status": "failed", "lambda_max": None}
+    assert judge_looks(table(missing), {"lambda_max": 0.1}, LOOKS)[0].look == 0
+    for row in trials:
+        if row["seed"] == 3:
+            row |= {"status": "failed", "lambda_max": None}
+    assert judge_looks(table(trials), {"lambda_max": 0.1}, LOOKS)[0].look == 1
 
 
 def test_a_look_waits_for_all_cells():

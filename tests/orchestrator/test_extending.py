@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from orchestrator import import_trials, logs, resume, sql
-from orchestrator.extending import Extension, _grown, extend
+from orchestrator.extending import LATE, Extension, _grown, extend
 from orchestrator.launching import launch
 from orchestrator.sweepfile import load
+from trainables.lease import LaunchHeldError
 from trainables.store import Store
 
 SWEEP = """
@@ -88,7 +89,9 @@ def test_seeds_are_added_only_where_the_verdict_is_open_and_kept_in_the_sweep_fi
     assert "own: looks at 4, 12, 24 seeds; together they are wrong in at most 5%" in found.text()
     assert "of which they spend 0.00833, 0.025, 0.05 in turn" in found.text()
     assert "test_loss (momentum 0.0): EQUIVALENT (look 1 of 3, 4 seeds, error spent 0.00833 of 0.05)" in found.text()
-    assert "1 of 2 verdicts closed; up to 12 seeds for test_loss (momentum 0.5)" in said[0]
+    assert said[0] == LATE
+    assert "wrong in up to 7.1%" in LATE
+    assert "1 of 2 verdicts closed; up to 12 seeds for test_loss (momentum 0.5)" in said[1]
     log = "".join(logs("own", "store"))
     assert all(line in log for text in said for line in text.splitlines())
     text = kept()
@@ -100,7 +103,9 @@ def test_seeds_are_added_only_where_the_verdict_is_open_and_kept_in_the_sweep_fi
     assert (file.looks, file.margins, len(file.axes["seed"])) == (LOOKS, {"test_loss": 0.1}, 24)
     assert """(seed < 4 OR ("momentum" = '0.5'::DOUBLE)) AND""" in text
     before = rows()
-    again = extended(None)
+    said.clear()
+    again = extended(None, say=said.append)
+    assert said == [again.text()]  # the looks are in the sweep file now
     assert (again.ran, again.looks, rows()) == (0, (4, 12, 24), before)
     assert again.verdicts == found.verdicts
     assert resume("own", "store", executor="inline").planned == 4 * 4 + 4 * 24
@@ -142,7 +147,9 @@ def test_one_look_at_a_time() -> None:
 def test_an_unfinished_sweep_is_finished_first() -> None:
     launched(SWEEP + "    pack: {max_trials: 8}\n", limit=2)
     assert len(rows()) < 32
-    found = extended()
+    said: list[str] = []
+    found = extended(say=said.append)
+    assert LATE not in said
     assert found.verdicts[0].verdict == "equivalent"
     assert seeds() == {0.0: 4, 0.5: 24}
 
@@ -159,6 +166,29 @@ def test_where_more_seeds_would_not_help_none_are_added() -> None:
     found = extended([4, 6])
     assert (found.ran, found.open) == (0, [])
     assert "6 seeds would decide it with a chance below 10%" in found.text()
+
+
+def test_failed_trials_are_counted_whether_or_not_any_run() -> None:
+    Path("own_noise.py").write_text(TRIALS.replace("    draw =", "    assert config['seed'] != 2\n    draw ="))
+    launched(SWEEP + "    retries: 0\n")
+    found = extended([4, 6])
+    assert (found.failed, found.stopped) == (8, False)
+    assert "8 trials failed; try them again with: isoratio resume own --store" in found.text()
+    again = extended(None)
+    assert (again.ran, again.failed) == (0, 8)
+
+
+def test_asked_to_stop_while_it_waits_for_another_launch_it_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(limit=8)
+
+    def held(*_: Any, **__: Any) -> None:
+        raise LaunchHeldError("another launch holds the sweep")
+
+    monkeypatch.setattr("orchestrator.extending.launch", held)
+    found = extended(should_stop=lambda: "finish")
+    assert (found.stopped, found.ran) == (True, 0)
+    with pytest.raises(LaunchHeldError, match="another launch holds the sweep"):
+        extended()
 
 
 def test_mistakes() -> None:
