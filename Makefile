@@ -9,8 +9,8 @@ PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 install: .venv/installed
 demo: install
 	$(BIN)/isoratio launch sweeps/digits.yaml --store $(STORE)
-	$(BIN)/isoratio invariance digits --metric lambda_max --store $(STORE)
 	$(BIN)/isoratio invariance digits --store $(STORE)
+	$(BIN)/isoratio invariance digits --metric lambda_max --store $(STORE)
 
 test: lint
 	$(PYTEST)
