@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -761,8 +760,7 @@ def test_plan_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_million_points(tmp_path: Path) -> None:
-    began = time.monotonic()
+    """In little memory; how long it takes is for benchmarks/store.py."""
     rates = "ratio: {logspace: [1e-4, 1e-3, 20]}, batch_size: [8, 16, 32, 64, 128]"
     _, memory, *_ = _plan_alone(tmp_path, f"arch: [mlp, linear], {rates}, label_noise: [0, 0.5], seed: {{range: 2500}}")
-    assert time.monotonic() - began < 10
     assert float(memory) < 1.0

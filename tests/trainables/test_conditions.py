@@ -131,6 +131,7 @@ def test_large_nets_packed_equal_alone(name: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # ten minutes on a quiet machine
 @settings(quick, max_examples=400)
 @given(conditions())
 def test_packed_equals_alone_over_many_conditions(pack: list[Trial]) -> None:
