@@ -159,14 +159,14 @@ def without_each_seed(
     def others(trials: BoolArray) -> IntArray:
         place = (grid.cell * seeds + grid.point_seed[grid.point])[trials]
         counted = np.bincount(place, minlength=shape[0] * seeds).reshape(shape)
-        return (counted.sum(1, keepdims=True) - counted).T
+        return np.asarray((counted.sum(1, keepdims=True) - counted).T)
 
     value, rounding = by_seed(grid.point_means(y)), by_seed(grid.point_means(_rounding(y, h)))
     difference = value - value[grid.reference]
     paired = _paired(_of_others(difference), _of_others(difference * 0 + rounding + rounding[grid.reference]))
     apart = _welch(_of_others(value), _of_others(rounding), grid.reference)
     counts = _Counts(*map(others, (np.ones(len(y), dtype=bool), diverged, spoiled)))
-    return _contrasts(grid, paired, apart, counts, _coarse(y)), counts.spoiled.any(1)
+    return _contrasts(grid, paired, apart, counts, _coarse(y)), np.asarray(counts.spoiled.any(1))
 
 
 class _Differences(NamedTuple):
