@@ -30,6 +30,8 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/analysis.py
+	$(BIN)/python benchmarks/scale.py
 
 constraints: .venv/installed-test  # pins the newest versions that fit pyproject.toml, for every platform
 	$(BIN)/pip install --quiet uv

@@ -160,17 +160,20 @@ def write_csv(store: Store, folder: Path) -> None:
 
 def write_ray(store: Store, folder: Path) -> None:
     """A finished Tune run: every trial's result file, and the state of the experiment, as Tune writes them."""
+    from ray.train._internal.storage import StorageContext
+    from ray.tune import PlacementGroupFactory
     from ray.tune.experiment import Trial
-    from ray.tune.impl.config import StorageContext
 
     states = []
     storage = StorageContext(str(folder.parent), folder.name)
     for name, config, rows in results(store):
         trial = Trial("net", config=config, trial_id=name, storage=storage, stub=True)
+        trial.placement_group_factory = PlacementGroupFactory([{"CPU": 1}])
         trial.set_status(Trial.TERMINATED)
         lines = [row | AUTOMATIC | {"trial_id": name, "training_iteration": row["epoch"]} for row in rows]
         trial.run_metadata.last_result = lines[-1] | {"config": config, "done": True}
-        directory = Path(trial.local_path)
+        trial.storage.trial_dir_name = name
+        directory = Path(trial.storage.trial_fs_path)
         directory.mkdir(parents=True)
         (directory / "result.json").write_text("".join(json.dumps(line | {"config": config}) + "\n" for line in lines))
         states.append(trial.get_json_state())
