@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,16 +15,18 @@ from typing import Any
 import ray
 import ray._private.services
 import ray._private.worker
+import ray._raylet
 import ray.air.execution._internal.actor_manager
 import ray.tune.execution.tune_controller
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 
 from cluster.executor import ClusterError
+from cluster.greeting import HTTP2_SETTINGS, greet, speaks_http
 
 CONNECT_TIMEOUT = 5.0
-HTTP2_SETTINGS = b"\x04"
-HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + HTTP2_SETTINGS + b"\0\0\0\0\0"
-"""What opens a gRPC connection: the preface and an empty settings frame, which a Ray answers with its own."""
+FIND_TIMEOUT = 3.0
+"""Seconds in which a node of the cluster must be found on this machine; Ray itself looks for a minute."""
 OBJECT_STORE_BYTES = 100_000_000
 """Nothing but the list of items goes through Ray's object store; the smallest it takes is 75 MiB."""
 WATCH_EVERY = 0.1
@@ -63,7 +64,7 @@ def _start(directory: Path) -> None:
 
 
 def _join(address: str) -> None:
-    check_address(address)
+    check_node(address, check_address(address))
     try:
         ray.init(address=address, **QUIET)
     except Exception as error:
@@ -71,20 +72,41 @@ def _join(address: str) -> None:
         raise ClusterError(f"no Ray to join at {address!r}: {error}; {hint}") from error
 
 
-def check_address(address: str) -> None:
-    """Refuses at once what Ray would try for minutes."""
+def check_address(address: str) -> str:
+    """Refuses at once what Ray would try for minutes; returns the "host:port" that answers."""
     if "://" in address:
-        raise ClusterError(f"address {address!r}: allowed are 'auto' and 'host:port' of a Ray on this machine")
+        allowed = "allowed are 'auto' and 'host:port' of a Ray on this machine, and http://host:8265 of any other"
+        raise ClusterError(f"address {address!r}: {allowed}")
+    if speaks_http(address):
+        raise ClusterError(f"{address!r} is the port of a dashboard, for jobs: give --address http://{address}")
     try:
-        found = ray._private.services.canonicalize_bootstrap_address(address)
-        host, _, port = found.rpartition(":")
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT) as connection:
-            connection.settimeout(CONNECT_TIMEOUT)
-            connection.sendall(HTTP2_HELLO)
-            if connection.recv(4)[3:] != HTTP2_SETTINGS:
-                raise ConnectionError("something else answers there")
+        found: str = ray._private.services.canonicalize_bootstrap_address(address)
+        if greet(found, CONNECT_TIMEOUT)[3:] != HTTP2_SETTINGS:
+            raise ConnectionError("something else answers there")
     except (OSError, ValueError) as error:
         raise ClusterError(f"no Ray to join at {address!r}: {error}") from error
+    return found
+
+
+def check_node(address: str, found: str) -> None:
+    """Refuses a machine that is no node of the cluster at ``found``: a driver needs one beside it."""
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if token and not os.path.isfile(token) and not os.environ.get("RAY_AUTH_TOKEN"):  # Ray would abort this process
+        raise ClusterError(f"RAY_AUTH_TOKEN_PATH is set to {token}, and there is no such file")
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as ray.init will
+    try:
+        ray._private.services.get_node_to_connect_for_driver(
+            ray._raylet.GcsClient(address=found), timeout_seconds=FIND_TIMEOUT
+        )
+    except AuthenticationError as error:
+        where = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds the token of this cluster"
+        raise ClusterError(f"the Ray at {address!r} refuses our token, or asks for one: {where}") from error
+    except Exception as error:
+        if "No node info found" not in str(error):
+            return  # ray.init says it better
+        elsewhere = f"--address http://{found.rpartition(':')[0]}:8265, its dashboard, does from anywhere"
+        what = f"no node of the Ray at {address!r} runs on this machine"
+        raise ClusterError(f"{what}: launch on one of its nodes; {elsewhere}") from error
 
 
 def _adjust_ray() -> None:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import cloudpickle, tune
 from ray.tune.search import BasicVariantGenerator
 
 from cluster import worker
 from cluster.executor import Cause, ClusterError, Event, Failed, Finished, Progress, Started
 from cluster.messages import Job
+from cluster.places import Places
 
 LAST_WORDS = 1.0
 """Seconds. Where a server of our own Ray has died, this process ends within them and says which: Tune may be faster."""
@@ -40,7 +40,9 @@ def run_job(job: Job, state: Path, on_event: Callable[[Event], None], stop: Call
     Raises:
         ClusterError: no machine has what an item needs, or the one that holds the connection to Ray went away.
     """
-    dispatcher = Dispatcher(job.count, min(slots(job.cpus, job.gpus), job.count), on_event, stop)
+    places = Places(job.need, min(job.max_concurrent or job.count, job.count))
+    places.check()
+    dispatcher = Dispatcher(job.count, places.count, on_event, stop)
     try:
         tuner(job, dispatcher, state).fit()
     except HandlerError as error:
@@ -51,10 +53,10 @@ def tuner(job: Job, dispatcher: Dispatcher, state: Path) -> Any:
     """Tune, set up to keep worker processes alive and nothing else."""
     cloudpickle.register_pickle_by_value(worker)
     trainable = tune.with_parameters(
-        worker.Slot, job=job.pickled, directory=job.directory, threads=max(1, int(job.cpus))
+        worker.Slot, job=job.pickled, directory=job.directory, threads=max(1, int(job.need.cpus))
     )
     return tune.Tuner(
-        tune.with_resources(trainable, {"cpu": job.cpus, "gpu": job.gpus}),
+        tune.with_resources(trainable, job.need.resources()),
         tune_config=tune.TuneConfig(
             search_alg=dispatcher.processes,
             num_samples=2 * job.count,  # a process that dies takes an item with it, and is replaced
@@ -71,23 +73,6 @@ def tuner(job: Job, dispatcher: Dispatcher, state: Path) -> Any:
     )
 
 
-def slots(cpus: float, gpus: float) -> int:
-    """How many items the cluster can run at the same time.
-
-    Raises:
-        ClusterError: not one.
-    """
-    need = {"CPU": cpus, "GPU": gpus}
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    fit = sum(min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in need.items() if amount) for node in nodes)
-    if not fit:
-        raise ClusterError(
-            f"an item needs {cpus:g} CPUs and {gpus:g} GPUs, but no machine has that: "
-            + "; ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
-        )
-    return fit
-
-
 class HandlerError(BaseException):
     """Carries what ``on_event`` or ``stop`` raised past Tune, which takes an ``Exception`` for a failed trial."""
 
@@ -101,12 +86,15 @@ class Dispatcher(tune.Callback, tune.Stopper):
     Attributes:
         waiting: the items that have not started.
         running: the item that each Tune trial runs, by the trial's id.
-        processes: Tune's supply of trials; it keeps ``slots`` of them alive.
+        places: how many processes there may be, those that wait for a machine included.
+        processes: Tune's supply of trials; it keeps so many of them alive.
     """
 
-    def __init__(self, count: int, slots: int, on_event: Callable[[Event], None], stop: Callable[[], bool]) -> None:
-        self.on_event, self.stop = on_event, stop
-        self.processes = BasicVariantGenerator(max_concurrent=slots)
+    def __init__(
+        self, count: int, places: Callable[[], int], on_event: Callable[[Event], None], stop: Callable[[], bool]
+    ) -> None:
+        self.on_event, self.stop, self.places = on_event, stop, places
+        self.processes = BasicVariantGenerator(max_concurrent=1)
         self.waiting = deque(range(count))
         self.running: dict[str, int] = {}
 
@@ -137,9 +125,11 @@ class Dispatcher(tune.Callback, tune.Stopper):
         return not self.running and self.over()
 
     def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
-        """Tune is about to start what is missing."""
+        """Tune is about to start what is missing: no more processes than items are left for."""
         if self.over():
             self.processes.set_finished()
+        else:
+            self.processes.max_concurrent = min(self.places(), len(self.waiting) + len(self.running))
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: Mapping[str, Any], **info: Any

@@ -15,10 +15,6 @@ import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import ray
-
-from cluster.connection import connect
-from cluster.dispatcher import run_job
 from cluster.executor import ClusterError
 from cluster.messages import Asked, Ended, Job, Message
 
@@ -27,6 +23,10 @@ def main() -> None:
     """Arguments: the descriptor of a channel to the launching process, a directory, perhaps the address of a Ray."""
     channel, directory, *address = sys.argv[1:]
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    import ray  # takes seconds, in which a signal may come
+
+    from cluster.connection import connect
+
     with Connection(int(channel)) as connection:
         try:
             connect(address[0] if address else None, Path(directory))
@@ -43,6 +43,7 @@ def main() -> None:
 
 def serve(channel: Connection[Message, Job | bool], directory: Path) -> None:
     """Runs one job after the other, until the channel closes."""
+    from cluster.dispatcher import run_job
 
     def stop() -> bool:
         channel.send(Asked())

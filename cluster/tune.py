@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from cluster.executor import ClusterError, Event, Item, Work
-from cluster.messages import Asked, Ended, Job, Message
+from cluster.messages import Asked, Ended, Job, Message, Need
 from cluster.reaper import scratch
 
 if TYPE_CHECKING:
@@ -48,11 +48,15 @@ class TuneExecutor:
         address: None starts a Ray on this machine, which ends with the executor; "auto" or "host:port" joins one.
         cpus_per_item: CPU cores that Ray sets aside for an item; its libraries get as many threads, at least one.
         gpus_per_item: GPUs that Ray sets aside for an item; a fraction shares one.
+        accelerator: the kind of GPU that an item needs, as Ray names it, such as H100; None: any.
+        max_concurrent: so many items run at a time at most; None: as many as there is room for.
     """
 
     address: str | None = None
     cpus_per_item: float = 1.0
     gpus_per_item: float = 0.0
+    accelerator: str | None = None
+    max_concurrent: int | None = None
     _kept: bool = field(default=False, init=False, repr=False)
     _session: Session | None = field(default=None, init=False, repr=False)
 
@@ -83,7 +87,8 @@ class TuneExecutor:
         """
         if not items or stop():
             return
-        job = Job(pickle.dumps((work, list(items))), len(items), os.getcwd(), self.cpus_per_item, self.gpus_per_item)
+        need = Need(self.cpus_per_item, self.gpus_per_item, self.accelerator)
+        job = Job(pickle.dumps((work, list(items))), len(items), os.getcwd(), need, self.max_concurrent)
         settled = False
         try:
             self._session = self._session or Session(self.address)

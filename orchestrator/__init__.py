@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import cluster
     from analysis.compaction import compact
     from analysis.density import spectral_density
     from analysis.exchange import export, import_trials
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from analysis.report import verdict_text
     from analysis.reproduction import check
     from analysis.sql import sql
-    from analysis.status import status
     from analysis.trajectories import trajectory
     from analysis.verification import verify
     from orchestrator import data
-    from orchestrator.control import logs, remove, stop
+    from orchestrator.control import logs, remove, status, stop
+    from orchestrator.diagnosis import doctor
     from orchestrator.extending import extend
     from orchestrator.inspection import run_trial
     from orchestrator.interpolation import interpolate
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOME = {
     "check": "analysis.reproduction",
     "compact": "analysis.compaction",
+    "doctor": "orchestrator.diagnosis",
     "export": "analysis.exchange",
     "extend": "orchestrator.extending",
     "import_trials": "analysis.exchange",
@@ -50,7 +52,7 @@ _HOME = {
     "run_trial": "orchestrator.inspection",
     "spectral_density": "analysis.density",
     "sql": "analysis.sql",
-    "status": "analysis.status",
+    "status": "orchestrator.control",
     "stop": "orchestrator.control",
     "trajectory": "analysis.trajectories",
     "verdict_text": "analysis.report",
@@ -59,8 +61,10 @@ _HOME = {
 
 __all__ = [
     "check",
+    "cluster",
     "compact",
     "data",
+    "doctor",
     "export",
     "extend",
     "import_trials",
@@ -89,6 +93,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "data":  # a module: its functions are named as the commands under `isoratio data`
         return importlib.import_module("orchestrator.data")
+    if name == "cluster":  # a package, whose functions are named as the commands under `isoratio cluster`
+        return importlib.import_module("cluster")
     if name in _HOME:  # imported when first used, so that no command pays for another
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'orchestrator' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import data_commands, question_commands
+from orchestrator import cluster_commands, data_commands, doctor_commands, question_commands
 from orchestrator.options import (
     STORE,
     AddressOption,
+    BudgetOption,
+    ClusterOption,
+    ConcurrentOption,
     DetachOption,
     ExecutorName,
     ExecutorOption,
@@ -46,6 +49,8 @@ app = typer.Typer(
 )
 app.add_typer(question_commands.app)
 app.add_typer(data_commands.app, name="data")
+app.add_typer(cluster_commands.app, name="cluster")
+app.add_typer(doctor_commands.app)
 
 
 def main() -> None:
@@ -58,7 +63,7 @@ def main() -> None:
     except StoppedAtOnce as stop:
         fail("stopped at once; what was committed is kept", 128 + stop.number)
     except Exception as error:
-        code = _exit_code(error)
+        code = exit_code(error)
         if code is None:
             raise
         fail(str(error), code, name=not _is_sweep_file_error(error))
@@ -97,17 +102,23 @@ def launch(
     detach: DetachOption = False,
     executor: ExecutorOption = ExecutorName.RAY,
     limit: LimitOption = None,
+    max_concurrent: ConcurrentOption = None,
+    budget_hours: BudgetOption = None,
     data_root: RootOption = None,
     take_over: TakeOverOption = False,
     store: StoreOption = STORE,
 ) -> None:
     """Run what is missing of a sweep; the same command resumes and extends.
 
+    With --address http://HOST:8265 it runs on a cluster, as a Ray Job that this terminal only follows: the sweep file
+    and the Python files below the current directory travel, the store is a URL or a directory that all nodes share.
+
     Example: isoratio launch sweeps/digits.yaml
     """
     from orchestrator import launch
 
-    _run_launch(launch, file, address, detach, executor, limit, data_root, take_over, store)
+    caps = {"max_concurrent": max_concurrent, "budget_hours": budget_hours}
+    _run_launch(launch, file, address, detach, executor, limit, caps, data_root, take_over, store)
 
 
 @app.command()
@@ -117,6 +128,8 @@ def resume(
     detach: DetachOption = False,
     executor: ExecutorOption = ExecutorName.RAY,
     limit: LimitOption = None,
+    max_concurrent: ConcurrentOption = None,
+    budget_hours: BudgetOption = None,
     data_root: RootOption = None,
     take_over: TakeOverOption = False,
     store: StoreOption = STORE,
@@ -127,12 +140,14 @@ def resume(
     """
     from orchestrator import resume
 
-    _run_launch(resume, sweep, address, detach, executor, limit, data_root, take_over, store)
+    caps = {"max_concurrent": max_concurrent, "budget_hours": budget_hours}
+    _run_launch(resume, sweep, address, detach, executor, limit, caps, data_root, take_over, store)
 
 
 @app.command()
 def status(
     sweep: Annotated[str | None, typer.Argument(metavar="[SWEEP]")] = None,
+    address: ClusterOption = None,
     store: StoreOption = STORE,
     format: FormatOption = Format.TABLE,  # noqa: A002
 ) -> None:
@@ -142,13 +157,14 @@ def status(
     """
     from orchestrator import status
 
-    print_rows(status(store, sweep), format)
+    print_rows(status(store, sweep, address=address), format)
 
 
 @app.command()
 def stop(
     sweep: SweepArgument,
     now: Annotated[bool, typer.Option("--now", help="Save running packs as they are rather than finish them.")] = False,
+    address: ClusterOption = None,
     store: StoreOption = STORE,
 ) -> None:
     """Ask a running launch to stop once its running packs are committed.
@@ -157,7 +173,7 @@ def stop(
     """
     from orchestrator import stop
 
-    running = stop(sweep, store, now=now)
+    running = stop(sweep, store, now=now, address=address)
     say(f"asked the launch of {sweep} to stop" if running else f"no launch of {sweep} is running")
 
 
@@ -165,6 +181,7 @@ def stop(
 def logs(
     sweep: SweepArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines are written.")] = False,
+    address: ClusterOption = None,
     store: StoreOption = STORE,
 ) -> None:
     """Show the log of a sweep's launches.
@@ -173,7 +190,7 @@ def logs(
     """
     from orchestrator import logs
 
-    for line in logs(sweep, store, follow=follow):
+    for line in logs(sweep, store, follow=follow, address=address):
         print(shown(line), end="", flush=follow)
 
 
@@ -231,7 +248,9 @@ def extend(
         )
     if received:
         raise typer.Exit(128 + received[0])
-    raise typer.Exit(Exit.INTERRUPTED if found.stopped else Exit.DONE)
+    if found.stopped:
+        raise typer.Exit(Exit.INTERRUPTED)
+    raise typer.Exit(Exit.TRIALS_FAILED if found.failed else Exit.DONE)
 
 
 def _looks(text: str | None) -> list[int] | None:
@@ -312,32 +331,44 @@ def _run_launch(
     detach: bool,
     executor: ExecutorName,
     limit: int | None,
+    caps: dict[str, float | None],
     data_root: str | None,
     take_over: bool,
     store: str,
 ) -> None:
-    with signals() as received:
-        result = start(
-            what,
-            store=store,
-            address=address,
-            detach=detach,
-            executor=executor.value,
-            limit=limit,
-            data_root=data_root,
-            take_over=take_over,
-            should_stop=lambda: wish(received),
-        )
+    try:
+        with signals() as received:
+            result = start(
+                what,
+                store=store,
+                address=address,
+                detach=detach,
+                executor=executor.value,
+                limit=limit,
+                **caps,
+                data_root=data_root,
+                take_over=take_over,
+                should_stop=lambda: wish(received),
+            )
+    except StoppedAtOnce as stop:
+        if address and "://" in address:  # only the following has stopped
+            raise typer.Exit(128 + stop.number) from None
+        raise
     say(result.text())
+    raise typer.Exit(launch_code(result, limit, received))
+
+
+def launch_code(result: LaunchResult, limit: int | None, received: list[int]) -> int:
+    """The exit code of a launch that ended; ``received`` are the signals it got."""
     if received:
-        raise typer.Exit(128 + received[0])
+        return 128 + received[0]
     if result.stopped:
-        raise typer.Exit(Exit.INTERRUPTED)
+        return Exit.INTERRUPTED
     incomplete = limit is None and not result.detached and result.done < result.planned
-    raise typer.Exit(Exit.TRIALS_FAILED if result.failed or incomplete else Exit.DONE)
+    return Exit.TRIALS_FAILED if result.failed or incomplete else Exit.DONE
 
 
-def _exit_code(error: Exception) -> Exit | None:
+def exit_code(error: Exception) -> Exit | None:
     """The exit code of an error that is the user's to mend; None for one of ours."""
     if isinstance(error, OSError):  # maybe no more files may be opened, so that nothing can be imported either
         return Exit.USAGE

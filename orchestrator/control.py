@@ -1,4 +1,7 @@
-"""Commands about a sweep that may be running elsewhere: stop it, read its log, delete it."""
+"""Commands about a sweep that may be running elsewhere: how far it is, stop it, read its log, delete it.
+
+Each reads and writes the store; where only a cluster sees that, an ``address`` has it done there.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,44 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from analysis.database import Launch
+from analysis.status import status as status_of
+from orchestrator import remote
 from trainables.lease import PATIENCE, Lease, StopKind, ask_to_stop
 from trainables.lease import logs as log_names
 from trainables.store import Store
 
 
-def stop(sweep: str, store: str | Path = "results", *, now: bool = False) -> bool:
+def status(store: str | Path, sweep: str | None = None, *, address: str | None = None) -> list[dict[str, Any]]:
+    """One row per sweep; see :func:`analysis.status.status`.
+
+    Args:
+        store: directory or URL of the store.
+        sweep: its name; None for all.
+        address: http://HOST:PORT of a cluster's dashboard, where the store is only seen from there.
+
+    Raises:
+        StoreError: for a sweep that does not exist, or a damaged file.
+    """
+    return remote.status(sweep, store, _elsewhere(address)) if address else status_of(store, sweep)
+
+
+def stop(sweep: str, store: str | Path = "results", *, now: bool = False, address: str | None = None) -> bool:
     """Asks a running launch to stop; returns whether there is one.
 
     Args:
         sweep: its name.
         store: directory or URL of the store.
         now: running packs save a checkpoint and end, rather than being trained to the end and committed.
+        address: as for :func:`status`.
 
     Raises:
         StoreError: no such sweep.
     """
+    if address:
+        return remote.stop(sweep, store, _elsewhere(address), now=now)
     there = Store(store).existing(sweep)
     running = Launch.of(there, watch=True)
     kind: StopKind = "checkpoint" if now else "finish"
@@ -32,12 +55,23 @@ def stop(sweep: str, store: str | Path = "results", *, now: bool = False) -> boo
     return running.alive
 
 
-def logs(sweep: str, store: str | Path = "results", *, follow: bool = False) -> Iterator[str]:
+def logs(
+    sweep: str, store: str | Path = "results", *, follow: bool = False, address: str | None = None
+) -> Iterator[str]:
     """Lines of the logs of a sweep's launches, oldest first; with ``follow``, for as long as one is running.
+
+    Args:
+        sweep: its name.
+        store: directory or URL of the store.
+        follow: go on as lines are written.
+        address: as for :func:`status`.
 
     Raises:
         StoreError: no such sweep.
     """
+    if address:
+        yield from remote.logs(sweep, store, _elsewhere(address), follow=follow)
+        return
     there = Store(store).existing(sweep)
     read: dict[str, int] = {}
     while True:
@@ -51,6 +85,15 @@ def logs(sweep: str, store: str | Path = "results", *, follow: bool = False) -> 
         if not running.alive:
             return
         time.sleep(0.5)
+
+
+def _elsewhere(address: str) -> str:
+    if not remote.is_remote(address):
+        raise ValueError(
+            f"--address {address}: the store tells how a launch goes, and is read from here; http://HOST:8265 of a "
+            "cluster has it read there"
+        )
+    return address
 
 
 def remove(

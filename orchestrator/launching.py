@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from analysis.database import naming_damage
 from analysis.discarding import discard
 from analysis.formats import escaped
 from cluster.executor import Event, Executor, Failed, Progress, Started
+from orchestrator import remote
+from orchestrator.accounting import Budget
 from orchestrator.attempts import Attempts
 from orchestrator.control import store_option
 from orchestrator.progress import Reporter, Tally, count_pack
@@ -60,6 +63,7 @@ class LaunchResult:
         stopped: whether it was asked to stop before it was through.
         detached: whether it goes on in the background.
         options: what commands about this sweep need: ``--store ...`` where it is not the default one.
+        address: of the cluster that it was sent to.
     """
 
     sweep: str
@@ -72,23 +76,25 @@ class LaunchResult:
     stopped: bool = False
     detached: bool = False
     options: str = ""
+    address: str = ""
 
     def text(self) -> str:
         """A closing line, with what to do next."""
-        name = self.sweep
+        name, where = self.sweep, f" --address {self.address}" if self.address else ""
         if self.detached:
             commands = (f"status {name}", f"logs {name} --follow", f"stop {name}")
-            look = [f"`isoratio {command}{self.options}`" for command in commands]
-            return f"{name} goes on in the background: {', '.join(look)}"
+            seen = "" if "://" in self.options else where  # a store that any machine sees
+            look = [f"`isoratio {command}{self.options}{seen}`" for command in commands]
+            return f"{name} goes on {f'at {self.address}' if where else 'in the background'}: {', '.join(look)}"
         head = (
             f"{name}: {self.done}/{self.planned} trials done ({self.diverged} diverged), {self.failed} failed; "
             f"this launch ran {self.ran} in {self.seconds:.1f} s"
         )
         if self.done + self.failed < self.planned:
-            return f"{head}\ngo on with: isoratio resume {name}{self.options}"
+            return f"{head}\ngo on with: isoratio resume {name}{self.options}{where}"
         if self.failed:
             why = f"SELECT trial_id, error FROM trials WHERE sweep = '{name}' AND status = 'failed'"
-            again = f"try them again with: isoratio resume {name}{self.options}"
+            again = f"try them again with: isoratio resume {name}{self.options}{where}"
             return f'{head}\nsee why with: isoratio sql "{why}"{self.options}\n{again}'
         return f"{head}\nnext: isoratio invariance {name}{self.options}"
 
@@ -101,6 +107,8 @@ def launch(
     detach: bool = False,
     executor: ExecutorKind = "ray",
     limit: int | None = None,
+    max_concurrent: int | None = None,
+    budget_hours: float | None = None,
     data_root: str | Path | None = None,
     take_over: bool = False,
     should_stop: Callable[[], StopKind | None] = lambda: None,
@@ -110,10 +118,14 @@ def launch(
     Args:
         file: the sweep file, YAML or TOML.
         store: directory or URL of the store; made where it does not exist.
-        address: a running Ray, "auto" or "host:port"; None starts one on this machine.
+        address: a running Ray, "auto" or "host:port"; or "http://host:port" of a cluster's dashboard, from any machine,
+            see :mod:`orchestrator.remote`. None starts a Ray on this machine.
         detach: leave a process behind that goes on, and return.
         executor: "ray", or "inline": in this process.
         limit: stop after the pack that completes so many trials.
+        max_concurrent: so many packs run at a time at most.
+        budget_hours: GPU-hours that packs may take, CPU-hours where they take no GPU; then running packs save where
+            they are, and the launch ends as one that was stopped.
         data_root: directory of data files; workers of a Ray that runs already have their own ``$ISORATIO_DATA``.
         take_over: replace a launch that holds the sweep, without waiting; it ends once it finds out.
         should_stop: asked now and then. Once "finish", no further pack starts and running ones are committed; once
@@ -126,8 +138,10 @@ def launch(
         DataFileError: a data set's files are not there, or are not the published ones.
         StoreError: the store cannot be written, or a newer version wrote it.
     """
-    sweep, held = load(file), Store(store)
-    options = _Options(address, executor, limit, data_root, take_over)
+    sweep, options = load(file), Options(address, executor, limit, data_root, take_over, max_concurrent, budget_hours)
+    if remote.is_remote(address):
+        return remote.launch(sweep, store, options, file=Path(file), detach=detach, should_stop=should_stop)
+    held = Store(store)
     if detach:
         _check(sweep, held, options)
         return _detached(["launch", str(file)], held.sweep(sweep.name), options)
@@ -142,6 +156,8 @@ def resume(
     detach: bool = False,
     executor: ExecutorKind = "ray",
     limit: int | None = None,
+    max_concurrent: int | None = None,
+    budget_hours: float | None = None,
     data_root: str | Path | None = None,
     take_over: bool = False,
     should_stop: Callable[[], StopKind | None] = lambda: None,
@@ -151,13 +167,15 @@ def resume(
     Raises:
         StoreError: no such sweep, or one that was imported.
     """
+    options = Options(address, executor, limit, data_root, take_over, max_concurrent, budget_hours)
+    if remote.is_remote(address):
+        return remote.launch(sweep, store, options, file=None, detach=detach, should_stop=should_stop)
     held = Store(store)
     there = held.existing(sweep)
     kept = there.sweep_file()
     if kept is None:
         raise StoreError(f"sweep {sweep!r} was imported: it has no sweep file to go on with")
     suffix, text = kept
-    options = _Options(address, executor, limit, data_root, take_over)
     again = load(there.storage.where(f"sweep{suffix}"), text=text)
     if detach:
         _check(again, held, options)
@@ -166,21 +184,24 @@ def resume(
 
 
 @dataclass(frozen=True)
-class _Options:
-    """Of a launch, as given."""
+class Options:
+    """Those of :func:`launch`, as given."""
 
     address: str | None
     executor: ExecutorKind
     limit: int | None
     data_root: str | Path | None
     take_over: bool
+    max_concurrent: int | None = None
+    budget_hours: float | None = None
 
     @property
     def patience(self) -> float:
+        """Seconds to wait for a launch that holds the sweep."""
         return 0.0 if self.take_over else PATIENCE
 
 
-def _check(sweep: SweepFile, store: Store, options: _Options) -> None:
+def _check(sweep: SweepFile, store: Store, options: Options) -> None:
     """What can be found wrong before anything is written."""
     if options.address is None:
         root = Path(options.data_root).expanduser() if options.data_root else files_root()
@@ -192,7 +213,7 @@ def _check(sweep: SweepFile, store: Store, options: _Options) -> None:
 
 
 def _launched(
-    sweep: SweepFile, store: Store, options: _Options, should_stop: Callable[[], StopKind | None]
+    sweep: SweepFile, store: Store, options: Options, should_stop: Callable[[], StopKind | None]
 ) -> LaunchResult:
     began = time.monotonic()
     _check(sweep, store, options)
@@ -204,7 +225,7 @@ def _launched(
         _executor(sweep, options) as executor,
     ):
         try:
-            return _Launch(sweep, store, lease, executor, options.limit, should_stop).run(began)
+            return _Launch(sweep, store, lease, executor, options, should_stop).run(began)
         except FileNotFoundError:
             lease.check()  # whoever has taken over tidies away older plans
             raise
@@ -233,12 +254,13 @@ class _Launch:
         store: Store,
         lease: Lease,
         executor: Executor,
-        limit: int | None,
+        options: Options,
         should_stop: Callable[[], StopKind | None],
     ) -> None:
         self.sweep, self.store, self.lease, self.executor = sweep, store, lease, executor
         self.there = store.sweep(sweep.name)
-        self.limit, self.should_stop = limit, should_stop
+        self.limit, self.should_stop = options.limit, should_stop
+        self.budget = Budget(sweep.resources, options.budget_hours)
         self.attempts = Attempts()
         self.plan = ""
         self._asked: StopKind | None = None
@@ -323,6 +345,7 @@ class _Launch:
 
         def on_event(event: Event) -> None:
             item, cost = packs[event.index]
+            self.budget.note(item.pack_id, event)
             if isinstance(event, Started | Progress):
                 fraction = event.fraction if isinstance(event, Progress) else 0.0
                 self.tally.running[item.pack_id] = (cost, fraction)
@@ -360,11 +383,13 @@ class _Launch:
             self.lease.check()
         if time.monotonic() > self._overdue:
             raise _OverdueError
-        wishes = {self.should_stop(), self._request()}
+        wishes = {self.should_stop(), self._request(), "checkpoint" if self.budget.is_spent else None}
         asked: StopKind | None = "checkpoint" if "checkpoint" in wishes else "finish" if "finish" in wishes else None
         if asked and self._asked not in (asked, "checkpoint"):
             ask_to_stop(self.there.storage, self.lease.number, asked)
             self._asked = asked
+            if self.budget.is_spent:
+                self.reporter.say(self.budget.text())
             if asked == "checkpoint":
                 self._overdue = time.monotonic() + SAVE_SECONDS
         return self._asked is not None
@@ -421,14 +446,30 @@ def _opening(todo: Reconciliation, sweep: SweepFile) -> str:
     return f"{', '.join(parts)}; running {trials} in {todo.packs.num_rows} packs"
 
 
-def _executor(sweep: SweepFile, options: _Options) -> Executor:
+def _executor(sweep: SweepFile, options: Options) -> Executor:
     if options.executor == "inline":
         from cluster.inline import InlineExecutor
 
         return InlineExecutor()
     from cluster.tune import TuneExecutor
 
-    return TuneExecutor(options.address, sweep.resources.cpu, sweep.resources.gpu)
+    _warn_of_no_token(options.address)
+    needed = sweep.resources
+    return TuneExecutor(options.address, needed.cpu, needed.gpu, needed.accelerator, options.max_concurrent)
+
+
+def _warn_of_no_token(address: str | None) -> None:
+    """A Ray that lets us in without a token lets anyone in. Of a job, whoever has sent it was told."""
+    from cluster.token import joins_with_token
+
+    known = address is None or address.startswith(("127.", "localhost:")) or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if not known and not joins_with_token():
+        print(
+            f"WARNING: joining the Ray at {address} without a token: whoever reaches it can run anything there. Start "
+            "it with RAY_AUTH_MODE=token",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _check_data_files(sweep: SweepFile, root: Path) -> None:
@@ -440,7 +481,7 @@ def _check_data_files(sweep: SweepFile, root: Path) -> None:
             raise problem
 
 
-def _detached(command: list[str], there: SweepStore, options: _Options) -> LaunchResult:
+def _detached(command: list[str], there: SweepStore, options: Options) -> LaunchResult:
     """Leaves a driver behind that outlives the terminal, and waits until its plan is written.
 
     Raises:
@@ -450,13 +491,15 @@ def _detached(command: list[str], there: SweepStore, options: _Options) -> Launc
     command += ["--executor", options.executor]
     command += ["--address", options.address] if options.address else []
     command += ["--limit", str(options.limit)] if options.limit else []
+    command += ["--max-concurrent", str(options.max_concurrent)] if options.max_concurrent else []
+    command += ["--budget-hours", str(options.budget_hours)] if options.budget_hours is not None else []
     command += ["--data-root", str(options.data_root)] if options.data_root else []
     command += ["--take-over"] if options.take_over else []
     with tempfile.TemporaryFile("w+") as output:  # what is not for the log: warnings, a traceback
         driver = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
-        while not _has_begun(there, driver.pid):
+        while not has_begun(there, driver.pid):
             if driver.poll() is not None:
                 output.seek(0)
                 _raise_as_said(driver.returncode, output.read().strip())
@@ -474,6 +517,7 @@ def _raise_as_said(code: int, said: str) -> None:
     raise ValueError(f"the launch in the background ended at once:\n{said}")
 
 
-def _has_begun(there: SweepStore, pid: int) -> bool:
+def has_begun(there: SweepStore, pid: int) -> bool:
+    """Whether the launch of process ``pid`` holds the sweep and has planned."""
     holder = latest(there.storage)
     return holder is not None and holder.pid == pid and "trials_done" in heartbeat(there.storage, holder.number)

@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 
+from orchestrator.accounting import Estimate
 from orchestrator.controls import Controls
 from orchestrator.cost import PARTS, SECONDS_PER_COST, Costs
 from orchestrator.grid import distinct_size, expand, size
@@ -60,6 +61,12 @@ class Plan:
         return self.seconds_per_cost * float(max(costs.sum() / self.workers, costs.max(initial=0.0)))
 
     @property
+    def estimate(self) -> Estimate:
+        """What is to run takes of a cluster, without what failed attempts, and processes that wait, take beside it."""
+        seconds = self.seconds_per_cost * float(self.found.packs["cost"].to_numpy().sum())
+        return Estimate.of(seconds, self.sweep.resources, self.sweep.prices)
+
+    @property
     def measuring(self) -> dict[str, float]:
         """Estimated share of the time, for what is always measured and each group of statistics, largest first."""
         costs = Costs.of(self.found.packs, self.sweep.measure)
@@ -88,6 +95,7 @@ class Plan:
             guess = "as CPU cores would take" if self.sweep.resources.gpu else "a guess"
             basis = "from packs that have run" if self.is_measured else f"{guess}: nothing has run yet"
             lines.append(f"  time     about {duration(self.seconds)} with {self.workers} workers ({basis})")
+            lines.append(f"  cost     about {self.estimate.text()}")
         if shares := self.measuring:
             parts = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
             lines.append(f"  measuring about {sum(shares.values()):.0%} of the time: {parts}")

@@ -17,6 +17,7 @@ from orchestrator.grid import COLUMNS, RATES, Axes, Finding, findings
 from orchestrator.source import Place, Problem, Source, SweepFileError, read
 from trainables.checkpoint import CHECKPOINT_SECONDS
 from trainables.registry import batch_statistics, can_fuse, resolve
+from trainables.resources import Prices, Resources
 from trainables.settings import GROUPS, STRICT, At, CriticalSamples, Density, GradientNoise, Hessian, Measure
 from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.store import SWEEP_NAME
@@ -32,14 +33,6 @@ Engine = Literal["auto", "loop", "vmap", "fused"]
 def _checked_claims(expected: dict[str, Any]) -> dict[str, Any]:
     claims_of(expected)
     return expected
-
-
-class Resources(BaseModel):
-    """What one pack takes of a cluster; fractions share a device."""
-
-    model_config = STRICT
-    cpu: Annotated[float, Field(ge=0)] = 1.0
-    gpu: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Packing(BaseModel):
@@ -71,6 +64,8 @@ class SweepFile(BaseModel):
         looks: numbers of seeds at which verdicts are taken; the error is spent over them.
         controls: trials to add; see :mod:`orchestrator.controls`.
         expect: what is expected of the trials; see :mod:`analysis.claims`.
+        resources: what each pack takes; see :mod:`trainables.resources`.
+        prices: what that costs; they change nothing but what is said of it.
         retries: how often a trial that failed is tried again.
     """
 
@@ -86,6 +81,7 @@ class SweepFile(BaseModel):
     controls: Controls = Controls()
     expect: list[Annotated[dict[str, Any], AfterValidator(_checked_claims)]] = []
     resources: Resources = Resources()
+    prices: Prices = Prices()
     pack: Packing = Packing()
     retries: Annotated[int, Field(ge=0, le=100)] = 2
     _source: Source = PrivateAttr()
@@ -158,6 +154,7 @@ _SECTIONS: dict[Place, list[str]] = {
     ("measure", "gradient_noise"): list(GradientNoise.model_fields),
     ("measure", "critical_samples"): list(CriticalSamples.model_fields),
     ("resources",): list(Resources.model_fields),
+    ("prices",): list(Prices.model_fields),
     ("pack",): list(Packing.model_fields),
     ("controls",): list(Controls.model_fields),
     ("controls", "noise_free"): list(NoiseFree.model_fields),

@@ -7,6 +7,7 @@ environment, of paths or of hosts gets in that is not named here, see ``docs/pro
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -21,6 +22,7 @@ from typing import Any
 from trainables.trial import canonical_json, content_id
 
 HERE = Path(__file__).parent
+_SENT = HERE / "origin.json"  # what was known where this copy of the code was sent to a cluster from
 
 PACKAGES = ("isoratio", "torch", "ray", "pyarrow", "numpy", "duckdb")
 """Distributions whose versions are recorded."""
@@ -88,6 +90,8 @@ def redacted(text: str) -> str:
 @lru_cache(maxsize=1)
 def revision() -> str | None:
     """Revision of the code: git's where this is a checkout, with "+dirty" for changes; else the installed version."""
+    if _SENT.is_file():
+        return _sent("revision")
     try:
         _check_checkout()
         dirty = _git("status", "--porcelain", "--untracked-files=no", "--", ".")
@@ -99,6 +103,8 @@ def revision() -> str | None:
 @lru_cache(maxsize=1)
 def remote() -> str | None:
     """Where the code's checkout comes from, without credentials; None without a checkout, or for a local path."""
+    if _SENT.is_file():
+        return _sent("remote")
     try:
         _check_checkout()
         url = _git("config", "--get", "remote.origin.url")
@@ -117,6 +123,11 @@ def _check_checkout() -> None:
 def _git(*arguments: str) -> str:
     command = ["git", "--no-optional-locks", "-C", str(HERE), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _sent(what: str) -> str | None:
+    found: str | None = json.loads(_SENT.read_text(encoding="utf-8"))[what]
+    return found
 
 
 @lru_cache(maxsize=1)

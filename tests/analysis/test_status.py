@@ -15,7 +15,8 @@ from trainables.lease import Lease
 from trainables.storage import StoreError
 
 COUNTS = ("finished", "diverged", "failed", "running", "pending")
-COLUMNS = ["sweep", "state", "planned", *COUNTS, "trials_per_second", "eta_seconds"]
+USED = ("gpu_hours", "cpu_hours", "cost")
+COLUMNS = ["sweep", "state", "planned", *COUNTS, "trials_per_second", "eta_seconds", *USED]
 
 HOLD = """
 import sys, time
@@ -59,6 +60,7 @@ def test_a_running_sweep(build):
         **dict(zip(("planned", *COUNTS), (6, 1, 1, 0, 2, 2), strict=True)),
         "trials_per_second": 2.0,
         "eta_seconds": 30.0,
+        **dict.fromkeys(USED),  # no sweep file says what a pack takes
     }
 
 

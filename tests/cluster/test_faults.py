@@ -79,7 +79,7 @@ def test_a_process_that_dies_without_an_item_takes_the_next_with_it(tmp_path: Pa
     """Where none can even start, this is what brings the run to its end."""
     (tmp_path / "error.txt").write_text(said)
     events: list[Event] = []
-    told = Dispatcher(2, 1, events.append, lambda: False)
+    told = Dispatcher(2, lambda: 1, events.append, lambda: False)
     for trial_id in "abc":
         trial = SimpleNamespace(trial_id=trial_id, error_file=tmp_path / "error.txt")
         assert told.stop_all() == (trial_id == "c")
@@ -91,7 +91,7 @@ def test_a_process_that_dies_without_an_item_takes_the_next_with_it(tmp_path: Pa
 def test_a_run_ends_where_ray_gives_up_the_machine_it_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "LAST_WORDS", 0.0)
     (tmp_path / "error.txt").write_text("The actor is dead because its owner has died.")
-    told = Dispatcher(1, 1, pytest.fail, lambda: False)
+    told = Dispatcher(1, lambda: 1, pytest.fail, lambda: False)
     with pytest.raises(HandlerError) as caught:
         told.on_trial_error(iteration=0, trials=[], trial=SimpleNamespace(error_file=tmp_path / "error.txt"))
     assert str(caught.value.cause) == "Ray gave up this machine; launch again to go on"

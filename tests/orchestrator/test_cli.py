@@ -209,6 +209,11 @@ def test_status_and_invariance_keep_the_contract(launched: Run) -> None:
     assert (verdict["n_trials"], verdict["n_seeds"], verdict["margin"]) == (16, 4, 0.1)
     named = launched("invariance", "small", "--metric", "train_loss", "--margin", "train_loss=0.5", "--format", "json")
     assert json.loads(named.stdout)[0]["margin"] == 0.5
+    asked = ("--metric", "test_loss", "--margin", "test_loss=0.3")
+    curve = launched("invariance", "small", "--trajectory", "test_loss", *asked, "--format", "json")
+    assert {row["margin"] for row in json.loads(curve.stdout)} == {0.3}
+    (diverged,) = json.loads(launched("invariance", "small", "--divergence", *asked, "--format", "json").stdout)
+    assert (diverged["n_diverged"], diverged["given_survival"]) == (0, [])
     shown = launched("invariance", "small")
     assert "train_loss" in shown.stdout
     assert "isoratio invariance small --metric" in shown.stdout
@@ -221,6 +226,10 @@ def test_status_and_invariance_keep_the_contract(launched: Run) -> None:
         (["invariance", "small", "--metric", "lamda_max"], 2, "did you mean 'lambda_max'"),
         (["invariance", "small", "--margin", "a lot"], 2, "a number or METRIC=NUMBER"),
         (["invariance", "small", "--margin", "0.1", "--margin", "0.2"], 2, "stands alone"),
+        (["invariance", "small", "--trajectory", "test_loss", "--metric", "lambda_max"], 2, "about that curve alone"),
+        (["invariance", "small", "--trajectory", "test_loss", "--margin", "lambda_max=1"], 2, "about that curve alone"),
+        (["invariance", "small", "--rules", "--divergence"], 2, "questions of their own: ask one"),
+        (["invariance", "small", "--divergence", "--metric", "lamda_max"], 2, "did you mean 'lambda_max'"),
         (["resume", "nothing"], 2, "no sweep 'nothing'"),
         (["status", "nothing"], 2, "no sweep 'nothing'"),
         (["logs", "nothing"], 2, "no sweep 'nothing'"),
@@ -340,6 +349,21 @@ def test_a_failed_trial_gives_exit_code_1(isoratio: Run, tmp_path: Path) -> None
     assert "isoratio resume failing" in done.stderr
     why = isoratio("sql", "SELECT error FROM trials WHERE status = 'failed'", "--format", "json")
     assert "AssertionError" in json.loads(why.stdout)[0]["error"]
+
+
+def test_an_extension_with_failed_trials_gives_exit_code_1(isoratio: Run, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    (work / "mine.py").write_text(
+        "def trial(config):\n    assert config['seed']\n    return {'test_loss': 1.0 + config['seed'] * config['lr']}\n"
+    )
+    (work / "sweep.yaml").write_text(
+        "name: failing\ndataset: digits\ntrain: {call: 'mine:trial'}\nretries: 0\n"
+        "grid: {ratio: [0.001], batch_size: [8, 16], seed: {range: 4}}\n"
+    )
+    assert isoratio("launch", "sweep.yaml", "--executor", "inline").returncode == 1
+    done = isoratio("extend", "failing", "--looks", "4,5", "--executor", "inline")
+    assert done.returncode == 1, done.stderr
+    assert "2 trials failed; try them again with: isoratio resume failing" in done.stderr
 
 
 def test_a_read_only_store_is_said(isoratio: Run, tmp_path: Path) -> None:
