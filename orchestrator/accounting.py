@@ -77,7 +77,8 @@ class Budget:
         if isinstance(event, Started):
             self.begun[pack_id] = self.clock()
         elif not isinstance(event, Progress):
-            self.ended += self.clock() - self.begun.pop(pack_id)
+            now = self.clock()
+            self.ended += now - self.begun.pop(pack_id, now)
 
     @property
     def used(self) -> float:

@@ -332,7 +332,7 @@ def _reconciled(
     todo = overview.filter(overview["to_run"])
     unknown: Any = None  # whose files these are
     return _Reconciled(
-        unknown, grid, todo, overview, [], ended, failed, pa.Table.from_pylist(placed, _PLACED), sorted(left)
+        unknown, grid, todo, overview, [], ended, failed, pa.Table.from_pylist(placed, _PLACED), sorted(left), []
     )
 
 

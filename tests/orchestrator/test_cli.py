@@ -163,6 +163,8 @@ def test_a_wrong_query_is_explained(launched: Run, query: str, said: str) -> Non
 
 def test_status_and_invariance_keep_the_contract(launched: Run) -> None:
     (row,) = json.loads(launched("status", "small", "--format", "json").stdout)
+    assert row.pop("cpu_hours") > 0
+    assert (row.pop("gpu_hours"), row.pop("cost")) == (0, None)
     assert row == {
         "sweep": "small",
         "state": "complete",

@@ -273,8 +273,8 @@ def test_a_sweep_file_from_elsewhere_lies_at_the_top_there(server: type[Server],
 
 
 def test_the_data_root_of_this_machine_stays_here(server: type[Server], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ISORATIO_DATA", "/home/me/data")
-    for root, environment in (("/home/me/data", {}), ("/shared/data", {"ISORATIO_DATA": "/shared/data"})):
+    monkeypatch.setenv("ISORATIO_DATA", "/data/mine")
+    for root, environment in (("/data/mine", {}), ("/shared/data", {"ISORATIO_DATA": "/shared/data"})):
         server.outputs = [output(RESULT)]
         launch("tiny.yaml", "/shared", address=ADDRESS, data_root=root)
         assert server.jobs[-1][2] == environment

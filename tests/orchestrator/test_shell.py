@@ -97,7 +97,7 @@ def test_dot_commands(talk: Talk, line: str, says: str) -> None:
         (".schema trails", "no table trails: there are trials, curves"),
         (".schema a b", ".schema: too many or too few words; see .help"),
         (".show", ".show: too many or too few words"),
-        (".named colapse", "no named query colapse: did you mean collapse?"),
+        (".named colapse", "unknown named query 'colapse': did you mean 'collapse'?"),
         (".format parquet", "no format parquet here: there are table, json, csv, markdown"),
     ],
 )
