@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from ruamel.yaml import YAML
 
 from analysis.controls import is_full, of_file
 from analysis.database import COLUMNS, MEASURED, connect, fetch, quoted
@@ -19,6 +17,7 @@ from analysis.predictors import LAST, PEAK
 from analysis.sample import error_column
 from analysis.scales import default_margin
 from analysis.sequential import at_looks
+from analysis.stated import stated_in
 from analysis.verdict import Verdict, judge
 from trainables.schema import STATISTICS
 from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
@@ -161,6 +160,4 @@ def margins_of(
 
 def stated(store: str | Path, sweep: str) -> dict[str, Any]:
     """What the sweep file in a store says, as it was launched last; nothing where it was imported."""
-    suffix, text = Store(store).sweep(sweep).sweep_file() or (".yaml", "")
-    content = tomllib.loads(text) if suffix == ".toml" else YAML(typ="safe").load(text)
-    return dict(content or {})
+    return stated_in(Store(store).sweep(sweep)) or {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,16 +10,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from ruamel.yaml import YAML
 
 from analysis.database import Launch, fetch, open_views, select_sweeps
+from analysis.stated import stated_in
 from trainables.resources import of_sweep_file, usage
 from trainables.schema import Status
 from trainables.storage import StoreError
-from trainables.store import Listing, Store
+from trainables.store import REUSED, Listing, Store
 
 _REPORTED = (Status.FINISHED, Status.DIVERGED, Status.FAILED, Status.RUNNING, Status.PENDING)
-_REUSED = "reuse-"  # packs of rows copied from other sweeps, see orchestrator/reuse.py
 
 Stored = dict[str, pa.Table]
 """Rows by table: trials and failures."""
@@ -81,17 +79,15 @@ def _counts(
 
 def _used(listing: Listing, stored: Stored | None) -> dict[str, float | None]:
     """Hours and cost of a sweep; None where it was imported."""
-    stated = listing.sweep.sweep_file()
+    stated = stated_in(listing.sweep)
     if stated is None or stored is None:
         return dict.fromkeys(("gpu_hours", "cpu_hours", "cost"))
-    suffix, text = stated
-    content = tomllib.loads(text) if suffix == ".toml" else YAML(typ="safe").load(text)
     seconds: defaultdict[str, float] = defaultdict(float)
     for rows in stored.values():
-        ran = rows.filter(pc.invert(pc.starts_with(rows["pack_id"], _REUSED)))
+        ran = rows.filter(pc.invert(pc.starts_with(rows["pack_id"], REUSED)))
         for row in ran.group_by("device").aggregate([("seconds", "sum")]).to_pylist():
             seconds[row["device"] or "cpu"] += row["seconds_sum"] or 0.0
-    return asdict(usage(seconds, *of_sweep_file(content or {})))
+    return asdict(usage(seconds, *of_sweep_file(stated)))
 
 
 def _row(sweep: str, trials: dict[str, int], launch: Launch) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from orchestrator.grid import distinct_size, expand, size
 from orchestrator.parquet import select
 from orchestrator.progress import duration
 from orchestrator.reconcile import Reconciliation, reconcile
-from orchestrator.reuse import REUSED
 from orchestrator.sweepfile import SweepFile, load
-from trainables.store import Store, SweepStore
+from trainables.store import REUSED, Store, SweepStore
 
 SAMPLED_PACKS = 64
 """How many committed packs tell how fast this machine is."""

@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 from orchestrator.controls import Controls
 from orchestrator.grid import expand
 from orchestrator.packs import SHARED, form_packs
-from orchestrator.reuse import DONE, REUSED, Reuse, find_reusable
+from orchestrator.reuse import DONE, Reuse, find_reusable
 from orchestrator.sweepfile import SweepFile, load
 from trainables.schema import PLAN
-from trainables.store import Listing, Store, SweepStore
+from trainables.store import REUSED, Listing, Store, SweepStore
 
 
 class SweepChangedError(ValueError):

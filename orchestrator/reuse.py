@@ -17,10 +17,7 @@ from trainables.endpoints import Endpoint, as_file, read
 from trainables.same_data import same_data_as
 from trainables.schema import SIDE_TABLES, Status
 from trainables.storage import StoreError
-from trainables.store import ENDPOINTS, Store, SweepStore, new_attempt, side_name
-
-REUSED = "reuse-"
-"""What the ids of packs of copies begin with."""
+from trainables.store import ENDPOINTS, REUSED, Store, SweepStore, new_attempt, side_name
 
 DONE = "status IN ('finished', 'diverged')"
 """Committed rows that count: what failed is tried again."""

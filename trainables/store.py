@@ -37,6 +37,7 @@ PLAN_ROW_GROUP = 16_384  # rows; small enough that a worker reads its own pack w
 PLAN_NAME = re.compile(r"\d{6,}-\d{4,}\.[0-9a-f]{16}\.parquet")
 FIRST_PLAN = "plan.parquet"  # where format 1 had it
 FEW_FILES = 64  # that are read together
+REUSED = "reuse-"  # begins the id of a pack of rows that were copied from another sweep
 CLOSED = "closed"
 """How the attempt is called by which a pack is given up; see :meth:`SweepStore.close`."""
 
