@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from analysis.status import _REUSED
 from cluster import Cause, Failed, Finished, Progress, Started
 from orchestrator import launch, plan, resume, sql, status
 from orchestrator.accounting import Budget, Estimate
@@ -17,7 +16,7 @@ from orchestrator.cli import launch_code
 from orchestrator.launching import LaunchResult
 from orchestrator.terminal import Exit
 from trainables.resources import HOUR, Prices, Resources
-from trainables.store import Store
+from trainables.store import REUSED, Store
 
 SWEEP = """
 name: small
@@ -129,7 +128,7 @@ def test_trials_that_are_reused_cost_nothing(file: Path) -> None:
     assert (again["cpu_hours"], again["cost"]) == (0.0, 0.0)
     assert small["cpu_hours"] > 0
     assert small["cost"] is None
-    assert all(name.startswith(_REUSED) for name in Store(file.parent / "store").sweep("again").storage.names("trials"))
+    assert all(name.startswith(REUSED) for name in Store(file.parent / "store").sweep("again").storage.names("trials"))
 
 
 def test_a_plan_says_what_it_will_take(file: Path) -> None:
