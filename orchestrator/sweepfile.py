@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from analysis.claims import claims_of
 from orchestrator.axes import check_value, expand_axis
@@ -17,7 +17,7 @@ from orchestrator.grid import COLUMNS, RATES, Axes, Finding, findings
 from orchestrator.source import Place, Problem, Source, SweepFileError, read
 from trainables.checkpoint import CHECKPOINT_SECONDS
 from trainables.registry import batch_statistics, can_fuse, resolve
-from trainables.resources import Prices, Resources
+from trainables.resources import PACK_MEMORY, Prices, Resources, with_gpus
 from trainables.settings import GROUPS, STRICT, At, CriticalSamples, Density, GradientNoise, Hessian, Measure
 from trainables.statistics import ERROR_COLUMN, OF_ENDPOINT
 from trainables.store import SWEEP_NAME
@@ -41,7 +41,7 @@ class Packing(BaseModel):
     model_config = STRICT
     max_trials: Annotated[int, Field(ge=1, le=4096)] = 64
     engine: Engine = "auto"
-    memory: Annotated[float, Field(gt=0)] = 4.0  # GiB for what the trials of a pack keep during a step
+    memory: Annotated[float, Field(gt=0)] = PACK_MEMORY  # GiB for what the trials of a pack keep during a step
     physical_batch_size: Annotated[int, Field(ge=1)] | None = None  # examples in one forward pass; null: as fits memory
     checkpoint_seconds: Annotated[float, Field(ge=0)] = CHECKPOINT_SECONDS  # between two checkpoints
 
@@ -80,11 +80,16 @@ class SweepFile(BaseModel):
     looks: Annotated[list[Annotated[int, Field(ge=4)]], AfterValidator(_growing)] = []
     controls: Controls = Controls()
     expect: list[Annotated[dict[str, Any], AfterValidator(_checked_claims)]] = []
+    pack: Packing = Packing()
     resources: Resources = Resources()
     prices: Prices = Prices()
-    pack: Packing = Packing()
     retries: Annotated[int, Field(ge=0, le=100)] = 2
     _source: Source = PrivateAttr()
+
+    @field_validator("resources", mode="before")
+    @classmethod
+    def _gpus_written_out(cls, given: Any, info: ValidationInfo) -> Any:
+        return with_gpus(given, info.data.get("pack", Packing()).memory)
 
     @property
     def text(self) -> str:

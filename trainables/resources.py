@@ -17,6 +17,47 @@ HOUR = 3600.0
 Price = Annotated[float, Field(ge=0)]
 
 
+PACK_MEMORY = 4.0
+"""GiB that the trials of a pack keep during a step, where the sweep file does not say."""
+GPU_MEMORY = {
+    "P100": 15,
+    "V100": 15,
+    "T4": 14,
+    "L4": 22,
+    "A10G": 22,
+    "L40S": 44,
+    "A100": 39,
+    "A100-40G": 39,
+    "A100-80G": 79,
+    "H20": 95,
+    "H100": 78,
+    "H200": 139,
+    "B200": 178,
+}
+"""Kind of GPU, as Ray names it -> GiB that programs can use; of kinds of several sizes the smallest."""
+BESIDES = 2.0
+"""GiB that a process takes of a GPU besides what the trials of its pack keep: CUDA itself, data, room to breathe."""
+
+
+def with_gpus(given: Any, memory: float) -> Any:
+    """``resources`` of a sweep file, with ``gpu: auto`` written out: the share of a GPU that has room for one pack.
+
+    Args:
+        given: the section.
+        memory: GiB that the trials of a pack keep.
+
+    Raises:
+        ValueError: the kind of GPU is not given, or not known.
+    """
+    if not isinstance(given, Mapping) or given.get("gpu") != "auto":
+        return given
+    if not isinstance(kind := given.get("accelerator"), str) or kind not in GPU_MEMORY:
+        known = f"accelerator as one of {', '.join(GPU_MEMORY)}"
+        raise ValueError(f"gpu: auto needs {known}; of other kinds give gpu as a number, such as 0.25 for 4 packs each")
+    packs = max(1, int(GPU_MEMORY[kind] / (memory + BESIDES)))
+    return {**given, "gpu": int(1e4 / packs) / 1e4}  # Ray counts in steps of 0.0001: rounded up, one pack less fits
+
+
 class Resources(BaseModel):
     """What one pack takes of a cluster; fractions share a device."""
 
@@ -125,5 +166,5 @@ def _cpu_cost(hours: float, resources: Resources, prices: Prices) -> float | Non
 
 def of_sweep_file(content: Mapping[str, Any]) -> tuple[Resources, Prices]:
     """The resources and prices that a sweep file gives."""
-    given = (content.get("resources") or {}, content.get("prices") or {})
-    return Resources.model_validate(given[0]), Prices.model_validate(given[1])
+    resources = with_gpus(content.get("resources") or {}, (content.get("pack") or {}).get("memory", PACK_MEMORY))
+    return Resources.model_validate(resources), Prices.model_validate(content.get("prices") or {})

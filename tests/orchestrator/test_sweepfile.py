@@ -256,6 +256,7 @@ WRONG_LINES = {
     "controls: [noise]": "6:.*: controls: unknown key 'noise': allowed are noise_free, a_a; did you mean 'noise_free'?",
     "controls: {noise_free: 3}": "6:24: controls.noise_free: should be a mapping of batch_size, or true or false",
     "controls: {noise_free: {batch: 3}}": "6:25: controls.noise_free: unknown key 'batch': allowed are batch_size",
+    "resources: {gpu: auto}": "6:12: resources: gpu: auto needs accelerator as one of P100, V100, T4",
     "resources: {cpus: 1}": "6:13: resources: unknown key 'cpus': allowed are cpu, gpu, accelerator; did you mean 'cp",
     "resources: {gpu: -1}": "6:18: resources.gpu: -1 should be greater than or equal to 0",
     "resources: {gpu: 1.5}": "6:12: resources: gpu: 1.5 should be a whole number, or below 1 to share a GPU",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables.resources import Prices, Resources, usage
+from trainables.resources import BESIDES, GPU_MEMORY, Prices, Resources, of_sweep_file, usage, with_gpus
 
 SECONDS = {"NVIDIA H100 80GB HBM3": 7200.0, "NVIDIA A100-SXM4-40GB": 3600.0}
 BY_KIND = {"H100": 4.0, "A100": 1.0}
@@ -83,3 +83,28 @@ def test_one_price_for_all_is_the_same_by_kind(seconds: dict[str, float], price:
 def test_what_no_cluster_can_set_aside(given: dict[str, float], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         Resources.model_validate(given)
+
+
+@given(st.sampled_from(sorted(GPU_MEMORY)), st.floats(0.01, 400))
+def test_as_many_packs_share_a_gpu_as_have_room(kind: str, memory: float) -> None:
+    share = with_gpus({"gpu": "auto", "accelerator": kind}, memory)["gpu"]
+    packs = int(1 / share + 1e-9)
+    assert packs * round(share * 1e4) <= 1e4  # as Ray counts
+    assert packs == 1 or packs * (memory + BESIDES) <= GPU_MEMORY[kind]
+    assert packs >= 1000 or (packs + 1) * (memory + BESIDES) > GPU_MEMORY[kind]
+
+
+def test_a_share_follows_from_the_whole_sweep_file() -> None:
+    asked = {"gpu": "auto", "accelerator": "H100"}
+    assert of_sweep_file({"resources": asked})[0] == Resources(gpu=0.0769, accelerator="H100")  # 13 of 6 GiB
+    assert of_sweep_file({"resources": asked, "pack": {"memory": 37}})[0].gpu == 0.5
+    assert of_sweep_file({"resources": asked, "pack": {"memory": 100}})[0].gpu == 1
+    assert with_gpus({"gpu": 0.5}, 4) == {"gpu": 0.5}
+
+
+@pytest.mark.parametrize("kind", [{}, {"accelerator": "RTX"}, {"accelerator": ["H100"]}])
+def test_a_share_of_an_unknown_gpu(kind: dict[str, object]) -> None:
+    with pytest.raises(
+        ValueError, match=r"gpu: auto needs accelerator as one of .*H100.*; of other kinds give gpu as a"
+    ):
+        with_gpus({"gpu": "auto", **kind}, 4)
