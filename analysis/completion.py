@@ -34,7 +34,7 @@ class Vocabulary:
     def of(cls, store: str | Path | Store) -> Vocabulary:
         """Reads the columns of the store, plug-ins' metrics included."""
         rows = sql(store, _WORDS, {"tables": list(COLUMNS)}).to_pylist()
-        macros = [row["word"] for row in rows if row["kind"] == "source"]
+        macros = sorted(row["word"] for row in rows if row["kind"] == "source")
         return cls([*COLUMNS, *macros], sorted({row["word"] for row in rows if row["kind"] != "source"}))
 
     def completions(self, before: str, word: str) -> list[str]:

@@ -28,32 +28,31 @@ class Answer:
 def ask_tool(kind: Kind, file: Path) -> list[Answer]:
     """What ``sbatch`` or ``kubectl`` would do with a file; they do nothing."""
     if kind is Kind.SLURM:
-        return _ask(["sbatch", "--test-only", str(file)])
+        return _ask("sbatch", ["sinfo", "--noheader"], ["--test-only", str(file)])
     if kind is Kind.KUBERAY:
-        if not shutil.which("kubectl"):
-            return [_not_here("kubectl")]
-        reached = _run(["kubectl", "get", "--raw", "/version", f"--request-timeout={SECONDS}s"])
-        if reached.returncode:
-            return [Answer(f"not asked: kubectl reaches no cluster ({_last(reached.stderr)})", serious=False)]
-        return _ask(["kubectl", "apply", "--dry-run=server", f"--request-timeout={SECONDS}s", "-f", str(file)])
+        timeout = f"--request-timeout={SECONDS}s"
+        version = ["kubectl", "get", "--raw", "/version", timeout]
+        return _ask("kubectl", version, ["apply", "--dry-run=server", timeout, "-f", str(file)])
     return [Answer("not asked: what the machines say is known once `ray up` has started them", serious=False)]
 
 
-def _not_here(tool: str) -> Answer:
-    return Answer(f"not asked: {tool} is not on the PATH", "check again where it is", serious=False)
-
-
-def _ask(command: list[str]) -> list[Answer]:
-    if not shutil.which(command[0]):
-        return [_not_here(command[0])]
-    done = _run(command)
+def _ask(tool: str, reach: list[str], arguments: list[str]) -> list[Answer]:
+    """A tool that is not here, or reaches no cluster, says nothing of the file."""
+    if not shutil.which(tool):
+        return [Answer(f"not asked: {tool} is not on the PATH", "check again where it is", serious=False)]
+    reached = _run(reach)
+    if reached.returncode:
+        return [Answer(f"not asked: {tool} reaches no cluster ({_last(reached.stderr)})", serious=False)]
+    done = _run([tool, *arguments])
     said = _last(done.stderr or done.stdout)
-    return [Answer(f"{command[0]} refuses it: {said}" if done.returncode else said, serious=bool(done.returncode))]
+    return [Answer(f"{tool} refuses it: {said}" if done.returncode else said, serious=bool(done.returncode))]
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=3 * SECONDS, check=False)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not on the PATH")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 124, "", f"no answer in {3 * SECONDS} s")
 

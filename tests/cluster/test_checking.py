@@ -174,9 +174,18 @@ def notes(file: Path) -> list[tuple[bool, str]]:
 
 @pytest.mark.parametrize(("code", "serious_"), [(0, False), (1, True)])
 def test_slurm_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, serious_: bool) -> None:
+    tool(tmp_path, monkeypatch, "sinfo", "exit 0")
     tool(tmp_path, monkeypatch, "sbatch", f'[ "$1" = --test-only ] || exit 9\necho "sbatch: says so" >&2; exit {code}')
     prefix = "sbatch refuses it: " if code else ""
     assert notes(written(tmp_path, "slurm-one-node")) == [(serious_, f"{prefix}sbatch: says so")]
+
+
+def test_a_machine_of_no_slurm_cluster_has_the_commands_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Debian's package leaves it."""
+    tool(tmp_path, monkeypatch, "sbatch", "exit 0")
+    tool(tmp_path, monkeypatch, "sinfo", "echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1")
+    said = "not asked: sbatch reaches no cluster (sinfo: fatal: Could not establish a configuration source)"
+    assert notes(written(tmp_path, "slurm-one-node")) == [(False, said)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,8 +33,16 @@ COMMANDS = {
 }
 
 
+@pytest.fixture
+def alone(tmp_path: Path) -> dict[str, str]:
+    """A machine on which no tool can be asked."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/bash").symlink_to(shutil.which("bash") or "bash")
+    return {"PATH": str(tmp_path / "bin")}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_is_written_explained_and_right(isoratio: Run, tmp_path: Path, kind: str) -> None:
+def test_a_file_is_written_explained_and_right(isoratio: Run, alone: dict[str, str], tmp_path: Path, kind: str) -> None:
     printed = isoratio("cluster", "render", kind, *KINDS[kind])
     assert (printed.returncode, printed.stderr) == (0, "")
     done = isoratio("cluster", "render", kind, *KINDS[kind], "-o", "my.file")
@@ -43,7 +52,7 @@ def test_a_file_is_written_explained_and_right(isoratio: Run, tmp_path: Path, ki
     if kind != "slurm":
         assert "isoratio launch sweep.yaml --address http://127.0.0.1:8265 --store" in done.stderr
         assert yaml.safe_load(printed.stdout) == yaml.safe_load((tmp_path / "work/my.file").read_text())
-    checked = isoratio("cluster", "check", "my.file")
+    checked = isoratio("cluster", "check", "my.file", env=alone)
     assert (checked.returncode, checked.stdout) == (0, "")
     assert "my.file: nothing is wrong with it" in checked.stderr
     assert "not asked" in checked.stderr
@@ -85,18 +94,18 @@ def test_what_is_wrong_is_said_and_nothing_is_written(
     assert not (tmp_path / "work/f").exists()
 
 
-def test_findings_have_their_lines_and_an_exit_code(isoratio: Run, tmp_path: Path) -> None:
+def test_findings_have_their_lines_and_an_exit_code(isoratio: Run, alone: dict[str, str], tmp_path: Path) -> None:
     isoratio("cluster", "render", "slurm", "-o", "job.sh")
     job = tmp_path / "work/job.sh"
     job.write_text(job.read_text().replace("#SBATCH --requeue\n", "").replace("AUTH_MODE=token", "AUTH_MODE=x"))
-    done = isoratio("cluster", "check", "job.sh")
+    done = isoratio("cluster", "check", "job.sh", env=alone)
     assert done.returncode == 2
     assert done.stdout.splitlines() == [
         "job.sh:1: a Ray without a token: anyone on the nodes may run code; set RAY_AUTH_MODE=token where it starts",
         "job.sh:1: the job is not queued again when a node is lost; #SBATCH --requeue",
     ]
     assert "job.sh: 2 to mend" in done.stderr
-    rows = json.loads(isoratio("cluster", "check", "job.sh", "--format", "json").stdout)
+    rows = json.loads(isoratio("cluster", "check", "job.sh", "--format", "json", env=alone).stdout)
     assert [row["serious"] for row in rows] == [False, True, True]
     assert set(rows[0]) == {"line", "problem", "advice", "serious"}
 
