@@ -4,7 +4,10 @@ BIN := .venv/bin
 STORE ?= results
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: install demo test test-all lint bench constraints clean
+# What makes machines of namespaces, logs in to them, and queues jobs there.
+CLUSTER := iproute2 munge openssh-client openssh-server rsync slurm-wlm
+
+.PHONY: install demo test test-all test-cluster lint bench constraints clean
 
 install: .venv/installed
 demo: install
@@ -16,7 +19,12 @@ test: lint
 	$(PYTEST)
 
 test-all: lint
-	$(PYTEST) -m ""
+	$(PYTEST) -m "not cluster"
+
+test-cluster: lint  # as root, on Debian or Ubuntu: installs what it needs; elsewhere the tests say why they are skipped
+	dpkg --status $(CLUSTER) > /dev/null 2>&1 || test "$$(id -u)" != 0 || ! command -v apt-get || \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(CLUSTER); }
+	$(BIN)/pytest -m cluster -rs --durations 0 tests/cluster/real
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -97,10 +97,20 @@ class Slot(tune.Trainable):
 
 def enter(directory: str) -> None:
     """Makes ``directory`` the working directory where it exists, importable after everything else."""
+    directory = laid_down(directory, os.getcwd())
     sys.path[:] = [entry for entry in sys.path if entry != directory]
     sys.meta_path.append(LastDirectory(directory))
     if os.path.isdir(directory):
         os.chdir(directory)
+
+
+def laid_down(directory: str, here: str) -> str:
+    """Where a directory of the driver's lies on this node.
+
+    What travels with a Ray Job each node's Ray lays down where it keeps its own files, and workers begin there.
+    """
+    _, package, below = directory.partition(f"/{os.path.basename(here)}/")
+    return os.path.join(here, below) if package.startswith("/_ray_pkg_") else directory
 
 
 class LastDirectory:
