@@ -3,7 +3,8 @@
     python benchmarks/scale.py [--save] [--trials 1000000]
 
 Eight workers share the cores. Counted are seconds, CPU time and memory of the driver (the launch, and the process
-beside it that talks to Ray), of Ray's own servers and of the workers; then what `status` and `plan` take.
+beside it that talks to Ray), of Ray's own servers and of the workers; then what `status` and `plan` take, and what the
+driver pays for hearing how far a running pack is.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).parents[1])  # not this directory, whose `analysis` is a benchmark
 
 from benchmarks.cases import save
+from cluster import Event, Progress
+from cluster.tune import TuneExecutor
 
 SWEEP = """
 name: nothing
@@ -34,6 +38,7 @@ grid:
   seed: {range: TRIALS}
 """
 WORKERS, EVERY = 8, 1.0  # seconds between two looks at the processes
+WAIT = 60.0  # seconds
 TICK = os.sysconf("SC_CLK_TCK")
 KINDS = {"cluster.session": "session", "raylet": "ray", "gcs_server": "ray", "ray::": "workers", "isoratio": "launch"}
 
@@ -41,6 +46,27 @@ KINDS = {"cluster.session": "session", "raylet": "ray", "gcs_server": "ray", "ra
 def nothing(config: dict[str, Any]) -> dict[str, float]:
     """A trial that does nothing."""
     return {"test_accuracy": 1.0}
+
+
+def waiting(reports: bool) -> Iterator[float]:
+    """A pack that does nothing for a while, and may say how far it is."""
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) < WAIT:
+        time.sleep(0.01)
+        if reports:
+            yield passed / WAIT
+
+
+def report_cost() -> float:
+    """Milliseconds of the driver's CPU time for hearing how far a pack is."""
+    said: list[Event] = []
+    used: list[float] = []
+    with TuneExecutor(cpus_per_item=len(os.sched_getaffinity(0)) / WORKERS) as executor:
+        for reports in (False, False, True):  # first so that Ray and its workers are there
+            before = sum(cpu for kind, cpu, _ in processes(os.getpid()).values() if kind == "session")
+            executor.run(waiting, [reports] * WORKERS, on_event=said.append, stop=lambda: False)
+            used.append(sum(cpu for kind, cpu, _ in processes(os.getpid()).values() if kind == "session") - before)
+    return 1e3 * (used[2] - used[1]) / sum(isinstance(event, Progress) for event in said)
 
 
 def kind_of(command: str) -> str:
@@ -119,7 +145,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["PYTHONPATH"] = sys.path[0]
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), options.trials)
+        figures = measure(Path(folder), options.trials) | {"report_cpu_milliseconds": round(report_cost(), 2)}
     print(json.dumps(figures))
     if options.save:
         save("scale", figures)

@@ -20,7 +20,7 @@ from typing import Any
 from ray import tune
 
 REPORT_EVERY = 0.5
-"""Seconds between two reports of one item: a report costs the driver milliseconds."""
+"""Seconds between two reports of one item, at least: a report costs the driver milliseconds."""
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """Libraries read these when they are imported, which is when the work is."""
@@ -49,9 +49,9 @@ class Slot(tune.Trainable):
         """Hears a signal, wherever the work is: only at a report is it in a state that it can save."""
         self.told = True
 
-    def take(self, index: int) -> None:
-        """Makes an item the one that the next steps run."""
-        self.index = index
+    def take(self, index: int, every: float) -> None:
+        """Makes an item the one that the next steps run, and sets the seconds between two of its reports."""
+        self.index, self.every = index, every
 
     def step(self) -> dict[str, Any]:
         """{} without an item, {"fraction": done so far}, or how the item ended.
@@ -60,7 +60,7 @@ class Slot(tune.Trainable):
         """
         if self.index is None:
             return {}
-        due = time.monotonic() + REPORT_EVERY
+        due = time.monotonic() + self.every
         error, interrupted = "", False
         try:
             while (fraction := self.advance(self.index)) is not None:
