@@ -61,6 +61,11 @@ def _option(
     return field(default=default, metadata=about)
 
 
+_TIME = r"([0-9]+-)?[0-9]+(:[0-9][0-9]){0,2}"
+SHORTEST = 240
+"""Seconds of a Slurm job in which anything gets done: see the template."""
+
+
 @dataclass(frozen=True)
 class ClusterOptions:
     """What a cluster should be; each kind has its part of these."""
@@ -100,7 +105,7 @@ class ClusterOptions:
         SLURM,
         "TIME",
         "Of one run of the job.",
-        (r"([0-9]+-)?[0-9]+(:[0-9][0-9]){0,2}", "MINUTES, HH:MM:SS or DAYS-HH:MM:SS"),
+        (_TIME, "MINUTES, HH:MM:SS or DAYS-HH:MM:SS"),
     )
     partition: str | None = _option(
         None, SLURM, "NAME", "Where to queue.", (r"[A-Za-z0-9][A-Za-z0-9._,-]*", "words and commas")
@@ -250,7 +255,18 @@ def _wrong_onprem(options: ClusterOptions) -> Iterator[str]:
         yield "--user is needed: whom to log in as, by SSH"
 
 
+def _seconds(limit: str) -> int:
+    """Of a time as Slurm reads it: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    days, dash, time = limit.rpartition("-")
+    given = [int(part) for part in time.split(":")]
+    weights = (3600, 60, 1) if dash or len(given) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(w * part for w, part in zip(weights, given, strict=False))
+
+
 def _wrong_slurm(options: ClusterOptions) -> Iterator[str]:
+    if re.fullmatch(_TIME, options.time_limit) and _seconds(options.time_limit) < SHORTEST:
+        why = "a run is told to save two to three minutes before its end"
+        yield f"--time-limit {options.time_limit}: at least {SHORTEST // 60} minutes, since {why}"
     low, high = options.workers or (1, 1)
     if low != high:
         yield f"--workers {low}:{high}: a Slurm job has a fixed number of nodes, such as --workers {high}"

@@ -160,6 +160,10 @@ WRONG = [
     (Kind.AWS, {"idle_minutes": 0}, r"--idle-minutes 0: at least 1"),
     (Kind.AWS, {"hosts": ("a",)}, r"--host: aws has none; it is for onprem"),
     (Kind.SLURM, {"workers": (1, 4)}, r"--workers 1:4: a Slurm job has a fixed number of nodes, such as --workers 4"),
+    (Kind.SLURM, {"time_limit": "3"}, "--time-limit 3: at least 4 minutes, since a run is told to save two to three"),
+    (Kind.SLURM, {"time_limit": "3:59"}, "--time-limit 3:59: at least 4 minutes"),
+    (Kind.SLURM, {"time_limit": "00:03:59"}, "--time-limit 00:03:59: at least 4 minutes"),
+    (Kind.SLURM, {"time_limit": "0-00:03"}, "--time-limit 0-00:03: at least 4 minutes"),
     (Kind.SLURM, {"time_limit": "soon"}, r"--time-limit 'soon': allowed is MINUTES, HH:MM:SS or DAYS-HH:MM:SS"),
     (Kind.KUBERAY, {"store": "/r"}, r"--store /r: a directory of pods needs --volume-claim"),
     (Kind.KUBERAY, {"claim": "c"}, r"--volume-claim: --store should be the directory"),
@@ -294,3 +298,8 @@ def test_the_heredocs_of_a_job_are_shell_too(tmp_path: Path) -> None:
     for part in text_of("slurm-four-nodes").split("<<'END'\n")[1:]:
         body = part.partition("\nEND\n")[0]
         assert subprocess.run(["bash", "-n"], input=body, text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("limit", ["4", "4:00", "0:04:00", "0-1", "0-00:04", "1-00:00:00"])
+def test_time_enough_for_slurm(limit: str) -> None:
+    assert f"--time={limit}\n" in render(Kind.SLURM, ClusterOptions(time_limit=limit))

@@ -42,6 +42,7 @@ trap 'kill $first $second' TERM
 wait $first; wait $second
 """,
     "ray": """
+[ "$1" = stop ] && exit
 echo "$SLURM_NODEID $*" >>"$HOME/ray"
 [ "$RAY_FAILS" ] && exit 1
 while [ $# -gt 0 ] && [ "$1" != -- ]; do shift; done
@@ -122,6 +123,19 @@ def test_a_sweep_that_is_complete_in_time_is_not_queued_again(job: dict[str, str
     assert not (tmp_path / "requeued").exists()
 
 
+def test_a_job_that_is_cancelled_while_it_saves_is_not_queued_again(job: dict[str, str], tmp_path: Path) -> None:
+    isoratio = tmp_path / "bin/isoratio"
+    isoratio.write_text(isoratio.read_text().replace("exit 143", "/bin/sleep 1; exit 143"))
+    process = start(job, 1, LAUNCH_ENDS="saves")
+    appears(tmp_path / "running")
+    process.send_signal(signal.SIGUSR1)
+    appears(tmp_path / f".isoratio-{JOB}/stop")
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == 143
+    assert not (tmp_path / "requeued").exists()
+    assert not (tmp_path / f".isoratio-{JOB}").exists()
+
+
 def test_a_job_does_not_queue_itself_for_ever(job: dict[str, str], tmp_path: Path) -> None:
     process = start(job, 1, LAUNCH_ENDS="saves", SLURM_RESTART_COUNT="3", ISORATIO_REQUEUES="3")
     appears(tmp_path / "running")
@@ -131,7 +145,8 @@ def test_a_job_does_not_queue_itself_for_ever(job: dict[str, str], tmp_path: Pat
 
 
 def test_a_job_told_before_its_launch_began_queues_itself_again(job: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "bin/ray").write_text("#!/bin/bash\ntouch $HOME/waiting; exec /bin/sleep 5\n")  # nodes that never come
+    never = "[ $1 = stop ] || { touch $HOME/waiting; exec /bin/sleep 2; }"  # nodes that never come
+    (tmp_path / "bin/ray").write_text(f"#!/bin/bash\n{never}\n")
     process = start(job, 2, LAUNCH_ENDS="0")
     appears(tmp_path / "waiting")
     process.send_signal(signal.SIGUSR1)

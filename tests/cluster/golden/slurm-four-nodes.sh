@@ -49,7 +49,9 @@ cat >"$job/driver" <<'END'
 trap : TERM # outlives a cancelled launch, to write down how it ended
 bash -c 'echo $$ >"$job/driver.pid"; test -e "$job/stop" && exit 143; exec isoratio launch "$sweep" --store "$store" "$@"' \
   launch "$@"
-echo $? >"$job/exit-code"
+code=$?
+echo $code >"$job/exit-code"
+echo "$(date -Is) the launch has ended with exit code $code; what Ray says from here on is about its own end"
 END
 
 # Ports of this job's own.
@@ -62,10 +64,13 @@ export port host="${host:-$(hostname -I | awk '{ print $1 }')}"
 
 # What runs on every node. The first one runs the launch; the others end when it has ended.
 cat >"$job/node" <<'END'
+cancelled=
+trap 'cancelled=yes' TERM # outlives Ray, to take away what it leaves
 export RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID.$SLURM_NODEID"
 rm -rf "$RAY_TMPDIR" && mkdir -m 700 "$RAY_TMPDIR" || exit 1
 ray symmetric-run --address "$host:$port" --min-nodes 4 --num-cpus "$SLURM_CPUS_ON_NODE" \
   --dashboard-host 127.0.0.1 --dashboard-port $((port + 1)) --ray-client-server-port $((port + 2)) \
+  --temp-dir "$RAY_TMPDIR/ray" \
   -- bash "$job/driver" --address "$host:$port" &
 while kill -0 $! 2>/dev/null; do
   sleep 2
@@ -75,6 +80,7 @@ while kill -0 $! 2>/dev/null; do
   fi
 done
 wait $!
+test -z "$cancelled" || ray stop # which `ray symmetric-run` no longer could
 # No launch, no success: the first node could not start it.
 test "$SLURM_NODEID" != 0 || test -e "$job/exit-code" || test -e "$job/stop" || echo 1 >"$job/exit-code"
 rm -rf "$RAY_TMPDIR"
@@ -91,7 +97,7 @@ save() {
   if test -s "$job/driver.pid"; then kill -TERM "$(cat "$job/driver.pid")"; else kill -TERM "$step"; fi
 }
 trap save USR1
-trap : TERM # cancelled: Slurm has told all processes; this one waits for them
+trap stopping= TERM # cancelled: Slurm has told all processes; this one waits for them, and does not come again
 
 while kill -0 "$step" 2>/dev/null; do
   wait "$step"

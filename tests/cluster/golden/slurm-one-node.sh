@@ -45,7 +45,9 @@ cat >"$job/driver" <<'END'
 trap : TERM # outlives a cancelled launch, to write down how it ended
 bash -c 'echo $$ >"$job/driver.pid"; test -e "$job/stop" && exit 143; exec isoratio launch "$sweep" --store "$store" "$@"' \
   launch "$@"
-echo $? >"$job/exit-code"
+code=$?
+echo $code >"$job/exit-code"
+echo "$(date -Is) the launch has ended with exit code $code"
 END
 
 # One node: the launch starts a Ray of its own, beside those of other jobs.
@@ -60,7 +62,7 @@ save() {
   if test -s "$job/driver.pid"; then kill -TERM "$(cat "$job/driver.pid")"; fi
 }
 trap save USR1
-trap : TERM # cancelled: Slurm has told all processes; this one waits for them
+trap stopping= TERM # cancelled: Slurm has told all processes; this one waits for them, and does not come again
 
 while kill -0 "$step" 2>/dev/null; do
   wait "$step"
