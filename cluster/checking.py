@@ -179,7 +179,7 @@ def _up_rules(path: Path, text: str, document: Any) -> Iterator[Finding]:
         advice = 'under file_mounts, "~/.ray/auth_token": "~/.ray/auth_token"'
         yield Finding(_line(document, "file_mounts"), "no token is copied to the nodes", advice)
     elif not Path(str(source)).expanduser().exists():
-        advice = "`ray get-auth-token --generate` makes ~/.ray/auth_token"
+        advice = "`umask 077; ray get-auth-token --generate` makes ~/.ray/auth_token"
         yield Finding(_line(document, "file_mounts"), f"{source} is not here yet", advice, serious=False)
 
 

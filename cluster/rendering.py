@@ -75,7 +75,8 @@ def steps(kind: Kind | str, options: ClusterOptions, file: str | None = None) ->
     kind = Kind(kind)
     file = file or options.name + (".sh" if kind is Kind.SLURM else ".yaml")
     template = f"steps-{kind.value if kind in (Kind.SLURM, Kind.KUBERAY) else 'up'}.j2"
-    return _environment().get_template(template).render({**vars(options), "kind": kind.value, "file": file}).strip()
+    given = {**vars(options), "venv": _venv(kind, options), "kind": kind.value, "file": file}
+    return _environment().get_template(template).render(given).strip()
 
 
 @cache

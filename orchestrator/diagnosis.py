@@ -94,7 +94,7 @@ def token_file(expected: Expected) -> Finding:
         return Finding(status, f"{path} is not for its owner alone", f"chmod 600 {shlex.quote(str(path))}")
     if token_here():
         return Finding(State.OK, f"{path}, for its owner alone")
-    advice = "`ray get-auth-token --generate` makes one; or fetch that of your cluster"
+    advice = "`umask 077; ray get-auth-token --generate` makes one; or fetch that of your cluster"
     return Finding(State.WARNING if mode else State.OK, f"none in {path}", advice if mode else "")
 
 
@@ -129,7 +129,7 @@ def guard(asks: bool) -> Finding:
     if asks:
         return Finding(State.OK, "it asks for a token, and takes ours")
     problem = "IT ANSWERS WITHOUT A TOKEN: whoever reaches it can run anything there, and read what it reads"
-    advice = "start it with RAY_AUTH_MODE=token on every node (`ray get-auth-token --generate` makes a token)"
+    advice = "start it with RAY_AUTH_MODE=token on every node (`umask 077; ray get-auth-token --generate` makes one)"
     return Finding(State.WARNING, problem, advice)
 
 

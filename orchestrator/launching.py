@@ -38,7 +38,7 @@ from trainables.packs import PackItem, halve, plan_metadata, record_crash, run_p
 from trainables.published import PUBLISHED
 from trainables.registry import resolve, source_sha256
 from trainables.schema import Status
-from trainables.storage import DamagedStoreError, StoreError
+from trainables.storage import PATIENCE_OF_WORK, DamagedStoreError, StoreError
 from trainables.store import Store, SweepStore
 from trainables.tidying import tidy
 
@@ -218,8 +218,10 @@ def _launched(
     began = time.monotonic()
     _check(sweep, store, options)
     use_data_root(options.data_root)
+    store.sweep(sweep.name).storage.check()
+    store = Store(store.url, PATIENCE_OF_WORK)
+    store.storage.on_silence = _Silence()
     there = store.sweep(sweep.name)
-    there.storage.check()
     with (
         Lease(there, patience=options.patience, on_wait=_Waiting(should_stop)) as lease,
         _executor(sweep, options) as executor,
@@ -243,6 +245,18 @@ class _Waiting:
         if not self.said:
             print(escaped(why), file=sys.stderr, flush=True)
             self.said = True
+
+
+class _Silence:
+    """Says, at most twice a minute, that a launch waits for its store."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, why: str) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + 30
+            print(escaped(f"{why}; waiting for it, {PATIENCE_OF_WORK:.0f} s at most"), file=sys.stderr, flush=True)
 
 
 class _Launch:

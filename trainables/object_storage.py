@@ -8,6 +8,7 @@ machine's role are found by themselves, files such as ``~/.aws/credentials`` are
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import secrets
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -34,6 +36,8 @@ PATIENCE = 30.0
 PATIENCE_OF_CHECK = 3.0
 LONGEST_PAUSE = 3.0
 """Between two tries, in seconds."""
+SILENCE = 6.0
+"""Seconds without an answer of which nothing is said."""
 RETRY: Any = {"max_retries": 3}  # of the library's own, half a second: it does not listen to Ctrl-C meanwhile
 CLIENT: Any = {
     "allow_http": True,
@@ -54,6 +58,13 @@ class UnansweredError(OSError):
     """The store did not say whether it did what was asked, or asked to be asked again."""
 
 
+@dataclass
+class Silence:
+    """Since when a store does not answer: the patience of all who ask ends together, not one after the other."""
+
+    since: float = math.inf
+
+
 class ObjectStorage(Storage):
     """A prefix of a bucket.
 
@@ -69,7 +80,7 @@ class ObjectStorage(Storage):
 
     def __init__(self, url: str, patience: float = PATIENCE) -> None:
         super().__init__(url)
-        self.patience = patience
+        self.patience, self.silence = patience, Silence()
         bucket, self.prefix = _split(url)
         try:
             self.store: Any = from_url(bucket, client_options=CLIENT, retry_config=RETRY)
@@ -200,14 +211,24 @@ class ObjectStorage(Storage):
         return self._until_answered(lambda: self._ask(name, request))
 
     def _until_answered(self, request: Callable[[], T]) -> T:
-        deadline = time.monotonic() + self.patience
+        began = time.monotonic()
         pause = 0.1
         while True:
             try:
-                return request()
-            except UnansweredError:
-                if time.monotonic() + pause > deadline:
+                answer = request()
+            except UnansweredError as error:
+                self.silence.since = began = min(began, self.silence.since)
+                waited = time.monotonic() - began
+                if waited + pause > self.patience:
                     raise
+                if waited > SILENCE:
+                    self.on_silence(str(error))
+            except Exception:  # an answer, too
+                self.silence.since = math.inf
+                raise
+            else:
+                self.silence.since = math.inf
+                return answer
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 

@@ -32,7 +32,7 @@ from trainables.schema import (
     metric_values,
 )
 from trainables.settings import Measure
-from trainables.storage import StoreError
+from trainables.storage import PATIENCE_OF_WORK, StoreError
 from trainables.store import ENDPOINTS, Store, SweepStore, new_attempt, table
 from trainables.trial import Trial
 
@@ -146,7 +146,7 @@ def run_pack(item: PackItem) -> Iterator[float]:
     Raises:
         InterruptedError: whoever runs this threw one into it, as on preemption; a checkpoint was saved first.
     """
-    store = Store(item.store).sweep(item.sweep)
+    store = Store(item.store, PATIENCE_OF_WORK).sweep(item.sweep)
     watch = _Watch(store, item)
     if watch.stop() or watch.is_superseded() or store.is_committed(item.pack_id):
         return
@@ -284,7 +284,7 @@ def write(store: SweepStore, pack: Pack, attempt: str, outcome: Outcome, seconds
 
 def record_crash(item: PackItem, cause: str, reason: str) -> None:
     """Records that a pack's workers ended without a word, unless the pack was committed all the same."""
-    store = Store(item.store).sweep(item.sweep)
+    store = Store(item.store, PATIENCE_OF_WORK).sweep(item.sweep)
     if store.is_committed(item.pack_id):
         return
     pack, attempt = Pack.of(store.read_pack(item.plan, item.pack_id)), new_attempt()
@@ -295,7 +295,7 @@ def record_crash(item: PackItem, cause: str, reason: str) -> None:
 
 def halve(item: PackItem) -> bool:
     """Cuts a pack whose worker was killed for its memory; returns whether it could be cut further."""
-    store = Store(item.store).sweep(item.sweep)
+    store = Store(item.store, PATIENCE_OF_WORK).sweep(item.sweep)
     pack = Pack.of(store.read_pack(item.plan, item.pack_id))
     if cut := store.read_split(pack.pack_id):
         pack = replace(pack, together=cut[0], physical_batch_size=cut[1])

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from typing_extensions import override
 
 PARTIAL = ".partial"
 """How the names of files end that are still being written."""
+
+PATIENCE_OF_WORK = 120.0
+"""Seconds for which a launch or a pack under way waits for a store over a network that does not answer."""
 
 
 class StoreError(Exception):
@@ -57,6 +60,7 @@ class Storage(ABC):
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self.on_silence: Callable[[str], None] = lambda why: None  # told now and then while there is no answer
 
     def __str__(self) -> str:
         return self.url
@@ -302,8 +306,12 @@ class LocalStorage(Storage):
         _sync_directory(source.parent)
 
 
-def open_storage(url: str | Path) -> Storage:
+def open_storage(url: str | Path, patience: float | None = None) -> Storage:
     """The storage at a directory, ``file://`` or the URL of an object store: ``s3://bucket/prefix``, ``gs://``, ``az://``.
+
+    Args:
+        url: where it lies.
+        patience: seconds for which a request over a network is tried again; None: as suits a person who waits for it.
 
     Raises:
         StoreError: it is neither.
@@ -313,7 +321,7 @@ def open_storage(url: str | Path) -> Storage:
     if found and scheme != "file":
         from trainables.object_storage import ObjectStorage
 
-        return ObjectStorage(text)
+        return ObjectStorage(text) if patience is None else ObjectStorage(text, patience)
     root = Path(text.removeprefix("file://")).expanduser().absolute()
     if root.exists() and not root.is_dir():
         raise StoreError(f"store {root}: it is a file, a directory is expected")

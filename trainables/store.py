@@ -45,8 +45,8 @@ CLOSED = "closed"
 class Store:
     """All sweeps below one directory, or one prefix of an object store."""
 
-    def __init__(self, root: str | Path) -> None:
-        self.storage = open_storage(root)
+    def __init__(self, root: str | Path, patience: float | None = None) -> None:
+        self.storage = open_storage(root, patience)
 
     @property
     def url(self) -> str:

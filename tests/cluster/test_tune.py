@@ -217,12 +217,14 @@ def test_a_wrong_address_is_said_at_once(
 
 
 def test_no_ray_at_the_address_leaves_run_and_no_process(tmp_path: Path) -> None:
+    others = descendants(os.getpid())
     with pytest.raises(ClusterError, match=r"no Ray to join at '127\.0\.0\.1:1'.*refused"):
         run(TuneExecutor(address="127.0.0.1:1"), orders(tmp_path, "write"))
-    assert not descendants(os.getpid())
+    assert descendants(os.getpid()) <= others
 
 
 def test_more_than_any_machine_has_is_refused(tmp_path: Path) -> None:
+    others = descendants(os.getpid())
     with pytest.raises(ClusterError, match=rf"needs {CORES + 1} CPUs and 0 GPUs.*: {CORES} CPUs and 0 GPUs"):
         run(TuneExecutor(cpus_per_item=CORES + 1), orders(tmp_path, "write"))
-    assert not descendants(os.getpid())
+    assert descendants(os.getpid()) <= others

@@ -11,7 +11,7 @@ from cluster.worker import laid_down
         ("/tmp/ray/s/_ray_pkg_1/mine", "/scratch/ray/s/_ray_pkg_1", "/scratch/ray/s/_ray_pkg_1/mine"),
         ("/tmp/ray/s/_ray_pkg_1/mine", "/tmp/ray/s/_ray_pkg_1", "/tmp/ray/s/_ray_pkg_1/mine"),
         ("/tmp/ray/s/_ray_pkg_1/mine", "/tmp/ray/s/_ray_pkg_2", "/tmp/ray/s/_ray_pkg_1/mine"),
-        ("/srv/work/mine", "/home/me/work", "/srv/work/mine"),
+        ("/srv/work/mine", "/data/me/work", "/srv/work/mine"),
         ("/srv/work", "/", "/srv/work"),
     ],
 )

@@ -249,9 +249,13 @@ class Impatient:
     seconds: float
 
     def __call__(self) -> None:
+        from orchestrator import launching
+        from trainables import packs
         from trainables.object_storage import ObjectStorage
 
         ObjectStorage.__init__.__defaults__ = (self.seconds,)  # type: ignore[attr-defined]
+        for module in (launching, packs):
+            module.PATIENCE_OF_WORK = self.seconds
 
 
 def save_often() -> None:

@@ -498,7 +498,7 @@ def in_memory() -> Iterator[pytest.MonkeyPatch]:
     for trials, seconds in product({*chain(*SIZES)}, CHECKPOINT_SECONDS):
         _ = _grid(trials), sweep_file(trials, seconds)  # before random names are counted
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "open_storage", lambda url: _world.storage)
+        patch.setattr(store, "open_storage", lambda url, patience=None: _world.storage)
         patch.setattr(secrets, "token_hex", lambda size: _world.play.token(size))
         for module in (lease, launching, packs):
             patch.setattr(module, "time", time)

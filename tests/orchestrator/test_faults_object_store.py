@@ -135,8 +135,8 @@ def test_every_command_takes_a_url(work: Path, server: S3Server, url: str) -> No
     assert server.keys(url.split("/")[2]) == []
 
 
-@pytest.mark.parametrize("faults", [[Impatient(3)], pytest.param([], marks=pytest.mark.long)], ids=["3 s", "30 s"])
-def test_a_server_that_goes_ends_the_launch_within_a_minute(work: Path, faults: list[Fault]) -> None:
+@pytest.mark.parametrize("faults", [[Impatient(3)], pytest.param([], marks=pytest.mark.long)], ids=["3 s", "120 s"])
+def test_a_server_that_goes_for_good_ends_the_launch(work: Path, faults: list[Fault]) -> None:
     (work / "sweep.yaml").write_text(LONGER)
     with (
         serving() as mortal,
@@ -152,7 +152,7 @@ def test_a_server_that_goes_ends_the_launch_within_a_minute(work: Path, faults: 
         launch.until(lambda: "running 4" in launch.said)
         mortal.stop()
         began = time.monotonic()
-        assert launch.ended(90) == 2
+        assert launch.ended(60 if faults else 180) == 2
         print(launch.said, time.monotonic() - began)
         assert "no answer from" in launch.said
         began = time.monotonic()

@@ -42,6 +42,7 @@ rm -f "$job/driver.pid" "$job/exit-code" "$job/stop"
 # Every request, also between nodes, shows this token.
 test -s "$job/token" || (umask 077 && head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' >"$job/token")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$job/token" RAY_USAGE_STATS_ENABLED=0
+export RAY_health_check_timeout_ms=5000 # a node that cannot be reached is given up within a minute
 export job sweep store
 
 # The launch, on the first node. Its exit code is what counts: 0 or 1 complete, 130 or 143 stopped.
