@@ -25,7 +25,7 @@ LAST_WORDS = 1.0
 """Seconds. Where a server of our own Ray has died, this process ends within them and says which: Tune may be faster."""
 
 REPORTS_PER_SECOND = 100
-"""Of all items together, about: each takes this process 1.4 ms, see ``benchmarks/scale.py``."""
+"""Of all items together, about: each takes this process 2 ms, see ``benchmarks/scale.py``."""
 
 DIED = {
     Cause.CRASH: "The process that ran this item died: it was killed, or native code crashed.",

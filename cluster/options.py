@@ -63,7 +63,7 @@ def _option(
 
 _TIME = r"([0-9]+-)?[0-9]+(:[0-9][0-9]){0,2}"
 SHORTEST = 240
-"""Seconds of a Slurm job in which anything gets done: see the template."""
+"""Seconds of a Slurm job in which anything gets done: it is told to save 120 s before, or up to a minute earlier."""
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,14 @@ class Silence:
     """Since when a store does not answer: the patience of all who ask ends together, not one after the other."""
 
     since: float = math.inf
+    last: float = -math.inf
+
+    def lasts(self, began: float, now: float) -> float:
+        """Seconds, for a request that began then and has no answer now. One of long ago says nothing of this one."""
+        if now - self.last > PATIENCE:
+            self.since = math.inf
+        self.since, self.last = min(self.since, began), now
+        return now - self.since
 
 
 class ObjectStorage(Storage):
@@ -217,8 +225,7 @@ class ObjectStorage(Storage):
             try:
                 answer = request()
             except UnansweredError as error:
-                self.silence.since = began = min(began, self.silence.since)
-                waited = time.monotonic() - began
+                waited = self.silence.lasts(began, time.monotonic())
                 if waited + pause > self.patience:
                     raise
                 if waited > SILENCE:

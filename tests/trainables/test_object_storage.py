@@ -160,6 +160,15 @@ def test_patience_is_limited(s3: S3Server, storage: ObjectStorage, patience: flo
         assert 0.4 * patience < time.monotonic() - began < patience + 2
 
 
+def test_all_who_ask_are_patient_together() -> None:
+    silence = module.Silence()
+    assert silence.lasts(began=0, now=20) == 20
+    assert silence.lasts(began=19, now=25) == 25
+    assert silence.lasts(began=25, now=50) == 50
+    assert silence.lasts(began=100, now=101) == 1  # nobody has asked for long
+    assert silence.lasts(began=100, now=103) == 3
+
+
 def test_a_server_that_is_gone_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as server:
         for name, value in server.environment().items():
