@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -76,8 +77,12 @@ class Cluster:
 
     def alive(self, host: Host) -> int:
         """How many nodes the head knows to live."""
-        script = "import ray; ray.init('auto', log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
-        return int(host.run("python", "-c", script).stdout or 0)
+        script = (
+            "import ray; ray.init('auto', log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()), flush=True)"
+        )
+        return int(
+            (re.findall(r"^\d+$", host.run("python", "-c", script).stdout, re.MULTILINE) or [0])[0]
+        )  # Ray talks, too
 
     def launch(self, host: Host, *options: str) -> subprocess.Popen[str]:
         """Starts the sweep from a machine."""
