@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from difflib import unified_diff
 from typing import Any
@@ -14,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis.database import query_files
 from orchestrator.controls import Controls
 from orchestrator.grid import expand
 from orchestrator.packs import SHARED, form_packs
 from orchestrator.reuse import DONE, Reuse, find_reusable
 from orchestrator.sweepfile import SweepFile, load
 from trainables.schema import PLAN
-from trainables.store import REUSED, Listing, Store, SweepStore
+from trainables.store import REUSED, Store, SweepStore
 
 
 class SweepChangedError(ValueError):
@@ -113,7 +113,7 @@ def reconcile(
         connection.register("grid", grid.append_column("row", pa.array(np.arange(grid.num_rows))))
         listing = files.listing(*_STORED)
         for table, (columns, query) in _STORED.items():
-            stored = _stored(connection, listing, table, columns, query.format(measure_id=measure_id))
+            stored = query_files(connection, listing, table, columns, query.format(measure_id=measure_id))
             connection.register(table, stored)
         connection.register("packs_there", pa.table({"pack_id": pa.array(listing.packs(), pa.string())}))
         connection.execute(_CLOSED)
@@ -134,21 +134,6 @@ def reconcile(
         )
     packs = _first(overview.filter(overview["to_run"]).drop_columns(["done", "failed", "to_run"]), limit)
     return Reconciliation(files, grid, packs, overview, reuse, ended, failed, placed, given_up, dropped)
-
-
-def _stored(
-    connection: duckdb.DuckDBPyConnection, listing: Listing, table: str, columns: list[str], query: str
-) -> pa.Table:
-    """A query over ``rows``, some columns of a stored table."""
-
-    def ask(rows: duckdb.DuckDBPyRelation) -> pa.Table:
-        rows.select(*columns).create_view("rows", replace=True)
-        return connection.sql(query).to_arrow_table()
-
-    if paths := listing.local_paths(table):
-        with suppress(duckdb.Error):  # one is damaged or has not all columns, which is found out and mended below
-            return ask(connection.read_parquet(paths, hive_partitioning=False))  # in half the time
-    return ask(connection.from_arrow(listing.read(table, columns)))
 
 
 def _first(packs: pa.Table, limit: int | None) -> pa.Table:
